@@ -1,0 +1,48 @@
+# Two commands are enough: `make repro` (corpus to score table) and `make test`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install repro test check lock-check profile docs format clean-runs
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## make .venv and install requirements.lock
+
+$(STAMP): requirements.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"error: Python {v.major}.{v.minor} is too old; set PYTHON to 3.11 or newer, e.g. make $(MAKECMDGOALS) PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@touch $(STAMP)
+
+repro: $(STAMP) ## run the whole pipeline (dvc repro) and print its table
+	$(BIN)/dvc repro
+	@$(BIN)/python -m stages.summary
+
+test: $(STAMP) ## run the test suite
+	$(BIN)/python -m pytest
+
+check: $(STAMP) ## lint, format and type check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock-check: $(STAMP) ## does dvc.lock match code, params and data?
+	$(BIN)/python -m stages.lock_check
+
+profile: $(STAMP) ## write a profile into params.yaml: make profile NAME=neobert-250m
+	@test -n "$(NAME)" || { echo "error: say which: make profile NAME=neobert-250m; there are: $$(ls profiles | sed 's/.yaml//' | tr '\n' ' ')"; exit 1; }
+	$(BIN)/python -m neobert.config.profile $(NAME)
+
+docs: $(STAMP) ## rewrite docs/configuration.md from the dataclasses
+	$(BIN)/python -m neobert.config.document docs/configuration.md
+
+format: $(STAMP) ## format and fix what ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean-runs: ## delete the scratch of finished and interrupted trainings
+	rm -rf runs
