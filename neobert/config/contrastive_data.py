@@ -1,0 +1,68 @@
+"""Section ``contrastive_data``: where the training pairs come from and what a valid pair is."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from neobert.config.schema import Bounds
+
+
+@dataclass(frozen=True)
+class PairSource:
+    """One source of pairs: where its rows are, and which of their columns are query, positive and negatives.
+
+    A column is written as a path into the row: ``question``, ``answers[0].text`` (field of an element),
+    ``bad[*].text`` (that field of every element).
+    """
+
+    path: Annotated[str, "JSONL or Parquet file, or a glob of them, relative to the project's root."]
+    query: Annotated[str, "Column of the query: a string, or a list of equivalent strings."] = "query"
+    corpus: Annotated[str, "Column of the positive: a string, or a list of positives."] = "corpus"
+    negative: Annotated[
+        str | list[str] | None, "Column of the hard negatives (string or list of strings), or a list of columns."
+    ] = None
+    kind: Annotated[str | None, "Column that splits the source into kinds; a batch holds one kind."] = None
+    score: Annotated[str | None, "Column of a similarity score, for scored pairs."] = None
+    min_score: Annotated[float | None, "Pairs that score below it are left out; needs `score`."] = None
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if (self.score is None) != (self.min_score is None):
+            yield "min_score", "and score are given together or not at all"
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Text put before every query and every document, in training, in the exported model and in evaluation."""
+
+    query: Annotated[str, "Put before a query."] = ""
+    document: Annotated[str, "Put before a document."] = ""
+
+
+def _embedded() -> dict[str, PairSource]:
+    return {"embedded": PairSource(path="data/embedded/pairs.parquet", kind="kind")}
+
+
+@dataclass(frozen=True)
+class ContrastiveDataConfig:
+    """Training pairs: sources, validity, lengths, held-out part."""
+
+    sources: Annotated[dict[str, PairSource], "Sources of pairs by name."] = field(default_factory=_embedded)
+    max_query_length: Annotated[int, "Tokens a query is cut to, special tokens included.", Bounds(ge=4)] = 64
+    max_document_length: Annotated[int, "Tokens a document is cut to, special tokens included.", Bounds(ge=4)] = 256
+    min_characters: Annotated[int, "Shorter texts are bad rows.", Bounds(ge=1)] = 2
+    max_characters: Annotated[int, "Longer texts are bad rows.", Bounds(ge=1)] = 200_000
+    max_bad_fraction: Annotated[
+        float, "Share of a source's rows that may be bad before the stage fails.", Bounds(ge=0, le=1)
+    ] = 0.01
+    validation_fraction: Annotated[float, "Share of the pairs held out for validation.", Bounds(ge=0, lt=1)] = 0.02
+    max_validation_pairs: Annotated[int, "At most so many pairs are held out.", Bounds(ge=0)] = 2000
+    decontaminate: Annotated[
+        list[str], "Directories of evaluation sets; a pair with a text that occurs there is dropped."
+    ] = field(default_factory=lambda: ["data/embedded/tasks"])
+    prompts: Annotated[Prompts, "Prompts of the embedding model."] = Prompts()
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if not self.sources:
+            yield "sources", "must name at least one source"
+        if self.max_characters < self.min_characters:
+            yield "max_characters", f"must be at least min_characters ({self.min_characters})"

@@ -1,0 +1,56 @@
+"""Column rules: how a source's own columns become query, positive and negatives.
+
+A rule is a path into a row, ``name``, ``name.field``, ``name[0]``, ``name[*].text``, compiled to one polars
+expression, so that a source is a line of data and not a function. Cost: vectorised, no Python a row.
+"""
+
+import re
+
+import polars as pl
+
+from neobert.errors import PipelineError
+
+_STEP = re.compile(r"\.(?P<field>[^.\[\]]+)|\[(?P<index>-?\d+)\]|\[(?P<star>\*)\]")
+_ROOT = re.compile(r"[^.\[\]]+")
+
+
+def _steps(path: str) -> tuple[str, list[tuple[str, str]]]:
+    """Root column and the (kind, value) steps below it."""
+    root = _ROOT.match(path)
+    position = root.end() if root else 0
+    steps = []
+    while root and position < len(path):
+        match = _STEP.match(path, position)
+        if match is None:
+            break
+        steps.append((match.lastgroup or "", match.group(match.lastgroup or 0)))
+        position = match.end()
+    if root is None or position != len(path):
+        raise PipelineError(f"column rule {path!r}: is not a path like question, answers[0].text or bad[*].text")
+    return root.group(), steps
+
+
+def root(path: str) -> str:
+    """The column of the file that a rule reads."""
+    return _steps(path)[0]
+
+
+def expression(path: str) -> pl.Expr:
+    """The polars expression of a rule; an index beyond the end of a list gives null.
+
+    Raises:
+        PipelineError: the rule is not a path.
+    """
+    name, steps = _steps(path)
+    return _descend(pl.col(name), steps)
+
+
+def _descend(value: pl.Expr, steps: list[tuple[str, str]]) -> pl.Expr:
+    for position, (kind, argument) in enumerate(steps):
+        if kind == "field":
+            value = value.struct.field(argument)
+        elif kind == "index":
+            value = value.list.get(int(argument), null_on_oob=True)
+        else:
+            return value.list.eval(_descend(pl.element(), steps[position + 1 :]))
+    return value

@@ -1,0 +1,157 @@
+"""Read a source's own files (JSONL or Parquet) and apply its column rules.
+
+JSONL is parsed line by line with the standard parser, because only then does every error know its line and is no
+number turned into a string on the way. Cost: JSONL about 300k rows a second, Parquet as fast as polars reads it.
+"""
+
+import glob
+import json
+from pathlib import Path
+
+import polars as pl
+
+from neobert.config.contrastive_data import PairSource
+from neobert.contrastive.columns import expression, root
+from neobert.errors import PipelineError
+
+
+def source_files(name: str, source: PairSource) -> list[Path]:
+    """The files of a source, sorted.
+
+    Raises:
+        PipelineError: no file matches.
+    """
+    found = sorted(Path(p) for p in glob.glob(source.path, recursive=True) if Path(p).is_file())
+    if not found:
+        raise PipelineError(
+            f"contrastive_data.sources.{name}.path: {source.path!r} matches no file; "
+            "put the pairs there, or remove the source"
+        )
+    return found
+
+
+def _rules(source: PairSource) -> dict[str, str | list[str]]:
+    rules: dict[str, str | list[str]] = {"query": source.query, "corpus": source.corpus}
+    for name in ("negative", "kind", "score"):
+        if (rule := getattr(source, name)) is not None:
+            rules[name] = rule
+    return rules
+
+
+def read_source_file(path: Path, source: PairSource) -> pl.DataFrame:
+    """One file as columns query, corpus and, where the rules name them, negative, kind, score; plus file and row.
+
+    ``row`` counts from 1, so in a JSONL file it is the line.
+
+    Raises:
+        PipelineError: another file type, a line that does not parse, a missing column, values of mixed types.
+    """
+    rules = _rules(source)
+    roots = sorted({root(p) for rule in rules.values() for p in ([rule] if isinstance(rule, str) else rule)})
+    if path.suffix == ".parquet":
+        frame = _read_parquet(path, roots)
+    elif path.suffix in (".jsonl", ".ndjson", ".json"):
+        frame = _read_jsonl(path, roots)
+    else:
+        raise PipelineError(f"{path}: is neither .jsonl nor .parquet; convert it, or point the source elsewhere")
+    columns = [_column(rule).alias(name) for name, rule in rules.items()]
+    try:
+        selected = frame.select(*columns, pl.lit(str(path)).alias("file"), pl.col("_row").alias("row"))
+    except pl.exceptions.PolarsError as error:
+        raise PipelineError(f"{path}: the column rules {rules} do not fit the data: {error}") from error
+    if "kind" in selected.columns:
+        selected = selected.with_columns(pl.col("kind").cast(pl.String).fill_null(""))
+    if "score" in selected.columns:
+        if not selected.schema["score"].is_numeric():
+            raise PipelineError(f"{path}: column 'score' holds {selected.schema['score']}, not numbers")
+        selected = selected.with_columns(pl.col("score").cast(pl.Float64))
+    return selected
+
+
+def _column(rule: str | list[str]) -> pl.Expr:
+    if isinstance(rule, str):
+        return expression(rule)
+    return pl.concat_list([expression(part) for part in rule])
+
+
+def _require(path: Path, wanted: list[str], present: list[str]) -> None:
+    for name in wanted:
+        if name not in present:
+            raise PipelineError(
+                f"{path}: has no column {name!r}; its columns are {', '.join(present)}; "
+                "name the right ones in contrastive_data.sources"
+            )
+
+
+def _read_parquet(path: Path, roots: list[str]) -> pl.DataFrame:
+    try:
+        _require(path, roots, list(pl.read_parquet_schema(path)))
+        frame = pl.read_parquet(path, columns=roots)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise PipelineError(f"{path}: is not a readable Parquet file ({error})") from error
+    return frame.with_row_index("_row", offset=1)
+
+
+def _read_jsonl(path: Path, roots: list[str]) -> pl.DataFrame:
+    values: dict[str, list] = {name: [] for name in roots}
+    numbers: list[int] = []
+    seen: dict[str, None] = {}
+    with open(path, "rb") as handle:
+        for number, line in enumerate(handle, 1):
+            if line.isspace():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:  # also invalid UTF-8
+                raise PipelineError(
+                    f"{path}:{number}: is not valid JSON ({error}); correct or remove the line"
+                ) from error
+            if not isinstance(row, dict):
+                raise PipelineError(f"{path}:{number}: is a JSON {type(row).__name__}, not an object with columns")
+            seen.update(dict.fromkeys(row))
+            numbers.append(number)
+            for name in roots:
+                values[name].append(row.get(name))
+    if not numbers:
+        raise PipelineError(f"{path}: is empty; remove it or fill it")
+    _require(path, roots, list(seen))
+    columns = {name: _series(path, name, column, numbers) for name, column in values.items()}
+    return pl.DataFrame({"_row": numbers, **columns})
+
+
+def _series(path: Path, name: str, values: list, numbers: list[int]) -> pl.Series:
+    """A polars column; mixed types are refused with the line where they begin."""
+    first, where = _kind(values, 0)
+    if isinstance(first, str) and "mixed" not in first:
+        for index in range(where, len(values)):
+            kind = _type_name(values[index])
+            if kind is not None and kind != first and {kind, first} != {"list", "list of str"}:
+                raise PipelineError(
+                    f"{path}:{numbers[index]}: column {name!r} holds {kind}, but {first} on line {numbers[where]}; "
+                    "give the column one type"
+                )
+    try:
+        if first == "list of str":
+            return pl.Series(name, values, dtype=pl.List(pl.String), strict=True)
+        return pl.Series(name, values, strict=True)
+    except (TypeError, pl.exceptions.PolarsError) as error:
+        raise PipelineError(f"{path}: column {name!r} holds values of mixed types ({error})") from error
+
+
+def _kind(values: list, start: int) -> tuple[str | None, int]:
+    for index in range(start, len(values)):
+        if (kind := _type_name(values[index])) is not None and kind != "list":
+            return kind, index
+    return None, 0
+
+
+def _type_name(value: object) -> str | None:
+    """Type of a JSON value; ``None`` for null, ``list`` for a list that says nothing of its elements."""
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        return "number" if isinstance(value, float | int) and not isinstance(value, bool) else type(value).__name__
+    inner = {_type_name(v) for v in value} - {None}
+    if not inner:
+        return "list"
+    return f"list of {inner.pop()}" if len(inner) == 1 else "list of mixed types"

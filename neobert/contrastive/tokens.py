@@ -1,0 +1,87 @@
+"""Token ids and identity hashes of texts, each distinct text encoded once.
+
+Pairs repeat texts (several queries of one document), so the distinct ones are encoded and joined back. The ids are
+those that sentence-transformers will feed the exported model: prompt and text as one string, the tokenizer's own
+special tokens, cut to a maximum length. Cost: the tokenizer's (2-3 MB of text a core and second).
+"""
+
+import hashlib
+from pathlib import Path
+
+import polars as pl
+from tokenizers import Tokenizer
+
+from neobert.contrastive.decontaminate import normalised
+from neobert.errors import PipelineError
+from neobert.progress import progress
+
+CHUNK = 2048
+
+
+def load_tokenizer(directory: str | Path) -> Tokenizer:
+    """The fast tokenizer of a model or data directory.
+
+    Raises:
+        PipelineError: there is no readable tokenizer.json.
+    """
+    path = Path(directory) / "tokenizer.json"
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust side raises bare Exception
+        raise PipelineError(f"{path}: is not a readable tokenizer ({error}); run the tokenizer stage") from error
+
+
+def encode(tokenizer: Tokenizer, texts: pl.Series, prompt: str, max_length: int) -> pl.DataFrame:
+    """Columns text, ids (specials included, at most ``max_length`` of int32), hash (uint64) of the distinct texts."""
+    distinct = texts.unique(maintain_order=True)
+    tokenizer.enable_truncation(max_length)
+    tokenizer.no_padding()
+    ids: list[pl.Series] = []
+    with progress("tokenize pairs", distinct.len(), "texts") as bar:
+        for start in range(0, distinct.len(), CHUNK):
+            chunk = distinct[start : start + CHUNK]
+            encoded = tokenizer.encode_batch_fast([prompt + text for text in chunk])
+            ids.append(pl.Series("ids", [e.ids for e in encoded], dtype=pl.List(pl.Int32)))
+            bar.advance(chunk.len())
+    hashes = distinct.to_frame("text").select(normalised(pl.col("text")))["text"]
+    return pl.DataFrame(
+        {
+            "text": distinct,
+            "ids": pl.concat(ids) if ids else pl.Series("ids", [], dtype=pl.List(pl.Int32)),
+            "hash": pl.Series([text_hash(text) for text in hashes], dtype=pl.UInt64),
+        }
+    )
+
+
+def text_hash(text: str) -> int:
+    """64 bits that identify a text, the same on every machine and version."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def add_tokens(
+    frame: pl.DataFrame, tokenizer: Tokenizer, query_prompt: str, document_prompt: str, query_length: int, length: int
+) -> pl.DataFrame:
+    """Add query_ids, corpus_ids, negative_ids and hashes (query, positive, negatives) to query, corpus, negatives."""
+    negatives = frame.select(pl.int_range(pl.len()).alias("_row"), text="negatives").explode("text").drop_nulls("text")
+    queries = encode(tokenizer, frame["query"], query_prompt, query_length)
+    documents = encode(tokenizer, pl.concat([frame["corpus"], negatives["text"]]), document_prompt, length)
+    found = negatives.join(documents, on="text", how="left", maintain_order="left")
+    by_row = found.group_by("_row", maintain_order=True).agg(negative_ids="ids", negative_hashes="hash")
+    empty_ids = pl.lit([], dtype=pl.List(pl.List(pl.Int32)))
+    empty_hashes = pl.lit([], dtype=pl.List(pl.UInt64))
+    return (
+        frame.with_row_index("_row")
+        .with_columns(pl.col("_row").cast(pl.Int64))
+        .join(_renamed(queries, "query"), on="query", how="left", maintain_order="left")
+        .join(_renamed(documents, "corpus"), on="corpus", how="left", maintain_order="left")
+        .join(by_row, on="_row", how="left", maintain_order="left")
+        .with_columns(pl.col("negative_ids").fill_null(empty_ids))
+        .with_columns(
+            hashes=pl.concat_list("query_hash", "corpus_hash", pl.col("negative_hashes").fill_null(empty_hashes))
+        )
+        .drop("_row", "query_hash", "corpus_hash", "negative_hashes")
+    )
+
+
+def _renamed(table: pl.DataFrame, name: str) -> pl.DataFrame:
+    return table.rename({"text": name, "ids": f"{name}_ids", "hash": f"{name}_hash"})

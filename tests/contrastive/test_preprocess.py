@@ -1,0 +1,193 @@
+"""Preprocessing: column rules, validity, quarantine, duplicates, decontamination, determinism."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from neobert.config.contrastive_data import ContrastiveDataConfig, PairSource, Prompts
+from neobert.contrastive.columns import expression
+from neobert.contrastive.pairs import Pairs
+from neobert.contrastive.preprocess import preprocess
+from neobert.errors import PipelineError
+from neobert.io import verify_manifest
+
+
+@pytest.fixture
+def tokenizer_dir(tmp_path: Path) -> Path:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "q", ":"] + [f"w{i}" for i in range(100)]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    directory = tmp_path / "tokenizer"
+    directory.mkdir()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return directory
+
+
+def jsonl(path: Path, rows: list) -> Path:
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
+    return path
+
+
+def config(**sources: PairSource) -> ContrastiveDataConfig:
+    return ContrastiveDataConfig(sources=sources, decontaminate=[], validation_fraction=0.0)
+
+
+def rows(n: int, start: int = 0) -> list[dict]:
+    return [{"query": f"w{i % 100} w1 {i}", "corpus": f"w{i % 100} w2 w3 {i}"} for i in range(start, start + n)]
+
+
+def run(tmp_path: Path, tokenizer_dir: Path, cfg: ContrastiveDataConfig, out: str = "pairs") -> tuple[Path, dict]:
+    report = preprocess(cfg, tokenizer_dir, tmp_path / out, tmp_path / "cache")
+    return tmp_path / out, report
+
+
+def test_column_rules():
+    frame = pl.DataFrame({"a": [{"b": [{"t": "x"}, {"t": "y"}]}], "c": [["p", "q"]]})
+    assert frame.select(expression("a.b[0].t")).item() == "x"
+    assert frame.select(expression("a.b[*].t")).item().to_list() == ["x", "y"]
+    assert frame.select(expression("c[5]")).item() is None
+    with pytest.raises(PipelineError, match=r"a\.\[x"):
+        expression("a.[x")
+
+
+def test_bad_rows_are_quarantined_with_their_rule(tmp_path, tokenizer_dir):
+    bad = [
+        {"query": None, "corpus": "w1 w2"},
+        {"query": "  ", "corpus": "w1 w2"},
+        {"query": "w5 w6", "corpus": "w5 w6 "},
+        {"query": "w7", "corpus": "w"},
+    ]
+    path = jsonl(tmp_path / "p.jsonl", rows(5) + bad)
+    cfg = dataclasses.replace(config(mine=PairSource(path=str(path))), max_bad_fraction=0.5)
+    out, report = run(tmp_path, tokenizer_dir, cfg)
+    found = pl.read_parquet(out / "quarantine" / "part-00000.parquet")
+    assert found["row"].to_list() == [6, 7, 8, 9]
+    rules = found["rule"].to_list()
+    assert "query: not null" in rules[0]
+    assert "query: not blank" in rules[1]
+    assert rules[2:] == ["corpus differs from query", "corpus: 2 to 200000 characters"]
+    assert report["total"]["bad"] == 4
+    assert report["total"]["train"] == 5
+    with pytest.raises(PipelineError, match=r"max_bad_fraction.*p\.jsonl:6 \(query: not null\)"):
+        run(tmp_path, tokenizer_dir, dataclasses.replace(cfg, max_bad_fraction=0.1))
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([{"query": "a b", "corpus": "c d"}, "{oops"], r"p\.jsonl:2: is not valid JSON"),
+        (
+            [{"query": "a b", "corpus": "c d"}, {"query": 3, "corpus": "c d"}],
+            r"p\.jsonl:2: column 'query' holds number",
+        ),
+        ([{"query": "a b", "text": "c d"}], r"no column 'corpus'; its columns are query, text"),
+        ([{"query": "a b", "corpus": 1.5}], r"p\.jsonl: column rule for 'corpus' gives Float64"),
+        ([{"query": "a b", "corpus": ["x", 3]}], r"p\.jsonl: column 'corpus' holds values of mixed types"),
+        (["[1]"], r"p\.jsonl:1: is a JSON list"),
+        ([], "is empty"),
+    ],
+)
+def test_unusable_files_fail_with_file_and_line(tmp_path, tokenizer_dir, lines, message):
+    path = jsonl(tmp_path / "p.jsonl", lines)
+    with pytest.raises(PipelineError, match=message):
+        run(tmp_path, tokenizer_dir, config(mine=PairSource(path=str(path))))
+
+
+def test_files_of_a_source_must_agree(tmp_path, tokenizer_dir):
+    jsonl(tmp_path / "a.jsonl", rows(2))
+    jsonl(tmp_path / "b.jsonl", [{"query": "w1 w2", "corpus": ["w3 w4"]}])
+    with pytest.raises(PipelineError, match=r"b\.jsonl: has the shape .*corpus: list"):
+        run(tmp_path, tokenizer_dir, config(mine=PairSource(path=str(tmp_path / "*.jsonl"))))
+    with pytest.raises(PipelineError, match=r"sources\.mine\.path.*matches no file"):
+        run(tmp_path, tokenizer_dir, config(mine=PairSource(path=str(tmp_path / "none.jsonl"))))
+
+
+def test_shapes_scores_and_duplicates(tmp_path, tokenizer_dir):
+    pl.DataFrame(
+        {
+            "q": ["w1 w2", "w3 w4", "w3  W4"],
+            "good": [["w5 w6", "w7 w8"], ["w9 w10"], ["W9 w10"]],
+            "bad": [["w11 w12"], [], []],
+            "s": [5, 4, 5],
+        }
+    ).write_parquet(tmp_path / "l.parquet")
+    jsonl(tmp_path / "s.jsonl", [{"query": "w1 w2", "corpus": "w5 w6", "n1": "w20 w21", "n2": "w22 w23"}])
+    cfg = config(
+        lists=PairSource(
+            path=str(tmp_path / "l.parquet"), query="q", corpus="good", negative="bad", score="s", min_score=4.5
+        ),
+        more=PairSource(path=str(tmp_path / "s.jsonl"), negative=["n1", "n2"]),
+    )
+    cfg = dataclasses.replace(cfg, max_document_length=4, prompts=Prompts(query="q: "))
+    out, report = run(tmp_path, tokenizer_dir, cfg)
+    assert report["sources"]["lists"] | {"bad_by_rule": 0} == {
+        "rows": 3, "bad": 0, "bad_by_rule": 0, "below_min_score": 1, "duplicates": 0, "contaminated": 0,
+        "train": 3, "validation": 0,
+    }  # fmt: skip
+    assert report["sources"]["more"]["duplicates"] == 1  # the first source wins
+    pairs = Pairs(out, "train")
+    texts = pairs.take(range(pairs.rows))
+    vocabulary = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
+    assert texts.queries[0].tolist() == vocabulary.encode("q: w1 w2").ids
+    assert texts.positives[1].tolist() == vocabulary.encode("w7 w8").ids
+    assert [len(n) for n in texts.negatives] == [1, 1, 0]
+    assert pairs.hashes(0).shape == (3,)
+    assert pairs.pair_hashes()[0].tolist() == pairs.hashes(0)[:2].tolist()
+    assert pairs.negative_counts().tolist() == [1, 1, 0]
+    verify_manifest(out)
+
+
+def test_evaluation_texts_are_dropped(tmp_path, tokenizer_dir):
+    path = jsonl(tmp_path / "p.jsonl", [r | {"n": f"w50 w51 {i}"} for i, r in enumerate(rows(6))])
+    task = tmp_path / "tasks" / "t"
+    task.mkdir(parents=True)
+    jsonl(task / "queries.jsonl", [{"_id": "1", "text": "W0  w1 0"}])
+    jsonl(task / "corpus.jsonl", [{"_id": "1", "title": "w1 w2", "text": "w3 1"}, {"_id": "2", "text": "w50 w51 4"}])
+    cfg = dataclasses.replace(
+        config(mine=PairSource(path=str(path), negative="n")), decontaminate=[str(tmp_path / "tasks")]
+    )
+    out, report = run(tmp_path, tokenizer_dir, cfg)
+    assert report["total"]["contaminated"] == 3
+    kept = pl.read_parquet(out / "train" / "part-00000.parquet")["query"].to_list()
+    assert kept == [r["query"] for r in rows(6)[2:4] + rows(6)[5:]]
+    with pytest.raises(PipelineError, match="decontaminate: 'nowhere'"):
+        run(tmp_path, tokenizer_dir, dataclasses.replace(cfg, decontaminate=["nowhere"]))
+
+
+def test_split_is_by_query_and_bytes_repeat(tmp_path, tokenizer_dir):
+    data = rows(400) + [{"query": r["query"], "corpus": r["corpus"] + " again"} for r in rows(400)]
+    path = jsonl(tmp_path / "p.jsonl", data)
+    cfg = dataclasses.replace(config(mine=PairSource(path=str(path))), validation_fraction=0.2, max_validation_pairs=60)
+    first, report = run(tmp_path, tokenizer_dir, cfg, "first")
+    second = tmp_path / "second"
+    preprocess(cfg, tokenizer_dir, second, tmp_path / "other cache")
+    assert (first / "manifest.json").read_bytes() == (second / "manifest.json").read_bytes()
+    sides = [pl.read_parquet(first / side / "part-00000.parquet")["query"] for side in ("train", "validation")]
+    assert not set(sides[0]) & set(sides[1])
+    assert 50 <= len(sides[1]) <= 60
+    assert report["total"]["train"] + report["total"]["validation"] == 800
+
+
+def test_a_new_source_leaves_the_others_cached(tmp_path, tokenizer_dir, monkeypatch):
+    a = PairSource(path=str(jsonl(tmp_path / "a.jsonl", rows(5))))
+    b = PairSource(path=str(jsonl(tmp_path / "b.jsonl", rows(5, 50))))
+    run(tmp_path, tokenizer_dir, config(a=a))
+    read = []
+    import neobert.contrastive.preprocess as module
+
+    original = module.read_source
+    monkeypatch.setattr(module, "read_source", lambda name, *rest: read.append(name) or original(name, *rest))
+    out, report = run(tmp_path, tokenizer_dir, config(a=a, b=b))
+    assert read == ["b"]
+    assert report["total"]["train"] == 10
+    assert Pairs(out, "train").groups.tolist() == [0] * 5 + [1] * 5
+    assert Pairs(out, "train").names == ["a", "b"]
+    assert np.array_equal(Pairs(out, "train").take([0]).queries[0], Pairs(out, "train").take([0]).queries[0])
