@@ -1,0 +1,227 @@
+"""MTEB tasks over local files, declared in ``evaluation.tasks``.
+
+Each type reads the layout that is usual for it, and any line that does not fit is an error with its file and line:
+
+- retrieval (BEIR): ``corpus.jsonl`` {_id, title?, text}, ``queries.jsonl`` {_id, text}, ``qrels/test.tsv`` with the
+  header ``query-id corpus-id score``.
+- reranking: ``test.jsonl`` {query, positive: [text], negative: [text]}.
+- sts: ``test.jsonl`` {sentence1, sentence2, score}; pair_classification: {sentence1, sentence2, label 0 or 1}.
+- classification: ``train.jsonl`` and ``test.jsonl`` {text, label}; clustering: ``test.jsonl`` {text, label}.
+
+The result is an MTEB 2.x task object with its data loaded: MTEB computes the metrics, so that a local figure means
+what the same figure of a public task means. A task object carries random state (clustering draws samples), so make a
+fresh one for each model: then every model sees the same draws.
+Source: ``mteb.abstasks`` (2.x). Cost: one pass over the files.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+from mteb.abstasks import AbsTask
+from mteb.abstasks.classification import AbsTaskClassification
+from mteb.abstasks.clustering import AbsTaskClustering
+from mteb.abstasks.pair_classification import AbsTaskPairClassification
+from mteb.abstasks.retrieval import AbsTaskRetrieval
+from mteb.abstasks.sts import AbsTaskSTS
+from mteb.abstasks.task_metadata import TaskMetadata
+
+from neobert.config.evaluation import LocalTask
+from neobert.errors import PipelineError
+from neobert.io import fingerprint, sha256_file
+
+QRELS_HEADER = ["query-id", "corpus-id", "score"]
+MTEB_TYPES = {
+    "retrieval": "Retrieval",
+    "reranking": "Reranking",
+    "sts": "STS",
+    "classification": "Classification",
+    "clustering": "Clustering",
+    "pair_classification": "PairClassification",
+}
+
+
+def read_jsonl(path: Path, columns: dict[str, type | tuple[type, ...]]) -> list[dict[str, Any]]:
+    """Rows of a JSONL file, each checked to hold ``columns`` of the given types; blank lines are skipped.
+
+    Raises:
+        PipelineError: the file is missing or empty, or a line does not fit (file:line, what, rule).
+    """
+    if not path.is_file():
+        raise PipelineError(f"{path}: does not exist; evaluation.tasks needs it, with the columns {', '.join(columns)}")
+    rows = []
+    with open(path, encoding="utf-8", errors="strict") as handle:
+        for number, line in enumerate(_decoded(handle, path), start=1):
+            if line.strip():
+                rows.append(_row(line, f"{path}:{number}", columns))
+    if not rows:
+        raise PipelineError(f"{path}: is empty; a task needs at least one row")
+    return rows
+
+
+def _decoded(handle: Iterator[str], path: Path) -> Iterator[str]:
+    try:
+        yield from handle
+    except UnicodeDecodeError as error:
+        raise PipelineError(
+            f"{path}: is not valid UTF-8 ({error.reason} at byte {error.start}); re-encode it"
+        ) from error
+
+
+def _row(line: str, where: str, columns: dict[str, type | tuple[type, ...]]) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise PipelineError(f"{where}: is not JSON ({error}); one object a line is needed") from error
+    if not isinstance(row, dict):
+        raise PipelineError(f"{where}: is a {type(row).__name__}; one JSON object a line is needed")
+    for name, kinds in columns.items():
+        if name not in row:
+            raise PipelineError(f"{where}: has no {name!r}; its columns are {', '.join(row)}")
+        if not isinstance(row[name], kinds) or isinstance(row[name], bool):
+            raise PipelineError(f"{where}: {name} is {row[name]!r}, a {type(row[name]).__name__}; that cannot be read")
+    return {name: row[name] for name in columns}
+
+
+def _retrieval_data(path: Path) -> dict[str, Any]:
+    corpus = read_jsonl(path / "corpus.jsonl", {"_id": str, "text": str})
+    titles = [row.get("title", "") for row in map(json.loads, _lines(path / "corpus.jsonl"))]
+    queries = read_jsonl(path / "queries.jsonl", {"_id": str, "text": str})
+    documents = {row["_id"] for row in corpus}
+    known = {row["_id"] for row in queries}
+    relevant: dict[str, dict[str, int]] = {}
+    for number, (query, document, score) in _qrels(path / "qrels" / "test.tsv"):
+        where = f"{path / 'qrels' / 'test.tsv'}:{number}"
+        if query not in known or document not in documents:
+            missing = f"query {query!r}" if query not in known else f"document {document!r}"
+            raise PipelineError(f"{where}: {missing} is not in the task's files")
+        relevant.setdefault(query, {})[document] = score
+    if not any(score > 0 for scores in relevant.values() for score in scores.values()):
+        raise PipelineError(f"{path / 'qrels' / 'test.tsv'}: names no relevant document; nothing can be measured")
+    return {
+        "corpus": Dataset.from_dict(
+            {"id": [r["_id"] for r in corpus], "title": titles, "text": [r["text"] for r in corpus]}
+        ),
+        "queries": Dataset.from_dict({"id": [r["_id"] for r in queries], "text": [r["text"] for r in queries]}),
+        "relevant_docs": relevant,
+        "top_ranked": None,
+    }
+
+
+def _lines(path: Path) -> Iterator[str]:
+    with open(path, encoding="utf-8") as handle:
+        yield from (line for line in handle if line.strip())
+
+
+def _qrels(path: Path) -> Iterator[tuple[int, tuple[str, str, int]]]:
+    if not path.is_file():
+        raise PipelineError(
+            f"{path}: does not exist; a retrieval task needs it (tab-separated {' '.join(QRELS_HEADER)})"
+        )
+    with open(path, encoding="utf-8", newline="") as handle:
+        for number, fields in enumerate(csv.reader(handle, delimiter="\t", quoting=csv.QUOTE_NONE), start=1):
+            if number == 1 and fields == QRELS_HEADER:
+                continue
+            if number == 1 or len(fields) != 3 or not fields[2].lstrip("-").isdigit():
+                rule = "the header query-id, corpus-id, score" if number == 1 else "query id, corpus id, whole number"
+                raise PipelineError(f"{path}:{number}: {fields!r} is not {rule} separated by tabs")
+            yield number, (fields[0], fields[1], int(fields[2]))
+
+
+def _reranking_data(path: Path) -> dict[str, Any]:
+    rows = read_jsonl(path / "test.jsonl", {"query": str, "positive": list, "negative": list})
+    data: dict[str, Any] = {"corpus": [], "queries": [], "relevant_docs": {}, "top_ranked": {}}
+    for number, row in enumerate(rows):
+        texts = [*row["positive"], *row["negative"]]
+        if not row["positive"] or not row["negative"] or not all(isinstance(t, str) for t in texts):
+            raise PipelineError(
+                f"{path / 'test.jsonl'}: row {number + 1} needs positive and negative texts, both non-empty"
+            )
+        query, ids = f"q{number}", [f"q{number}-d{i}" for i in range(len(texts))]
+        data["queries"].append({"id": query, "text": row["query"]})
+        data["corpus"] += [{"id": i, "title": "", "text": t} for i, t in zip(ids, texts, strict=True)]
+        data["relevant_docs"][query] = {i: int(n < len(row["positive"])) for n, i in enumerate(ids)}
+        data["top_ranked"][query] = ids
+    return {**data, "corpus": Dataset.from_list(data["corpus"]), "queries": Dataset.from_list(data["queries"])}
+
+
+def _labelled(path: Path, splits: tuple[str, ...]) -> DatasetDict:
+    rows = {s: read_jsonl(path / f"{s}.jsonl", {"text": str, "label": (str, int)}) for s in splits}
+    # Sorted names, so that the ids of the labels do not depend on the order of the rows.
+    names = sorted({str(row["label"]) for split in rows.values() for row in split})
+    if len(names) < 2:
+        raise PipelineError(f"{path}: has one label ({names[0]}); a task needs two or more")
+    number = {name: i for i, name in enumerate(names)}
+    return DatasetDict(
+        {
+            split: Dataset.from_dict(
+                {"text": [r["text"] for r in found], "label": [number[str(r["label"])] for r in found]}
+            )
+            for split, found in rows.items()
+        }
+    )
+
+
+def _pairs(path: Path, column: str, kinds: tuple[type, ...]) -> DatasetDict:
+    rows = read_jsonl(path / "test.jsonl", {"sentence1": str, "sentence2": str, column: kinds})
+    if column == "label" and {row["label"] for row in rows} != {0, 1}:
+        raise PipelineError(f"{path / 'test.jsonl'}: label must be 0 or 1, and both must occur")
+    return DatasetDict({"test": Dataset.from_list(rows)})
+
+
+# type -> MTEB's class, what a local task sets on it, reader of the files
+_KINDS: dict[str, tuple[type[AbsTask], dict[str, Any], Callable[[Path], Any]]] = {
+    "retrieval": (AbsTaskRetrieval, {}, _retrieval_data),
+    "reranking": (AbsTaskRetrieval, {}, _reranking_data),
+    "sts": (AbsTaskSTS, {}, lambda path: _pairs(path, "score", (int, float))),
+    "classification": (AbsTaskClassification, {}, lambda path: _labelled(path, ("train", "test"))),
+    "clustering": (
+        AbsTaskClustering,
+        # MTEB's default embeds 4% of the documents, which leaves nothing of a small set.
+        {
+            "max_fraction_of_documents_to_embed": None,
+            "max_documents_per_cluster": 2048,
+            "input_column_name": "text",
+            "label_column_name": "label",
+        },
+        lambda path: _labelled(path, ("test",)),
+    ),
+    "pair_classification": (
+        AbsTaskPairClassification,
+        {"label_column_name": "label"},
+        lambda path: _pairs(path, "label", (int,)),
+    ),
+}
+
+
+def local_task(spec: LocalTask) -> AbsTask:
+    """A fresh MTEB task with the data of ``spec.path``; its revision is the hash of its files.
+
+    Raises:
+        PipelineError: the directory or a file is missing, or a line does not fit its layout.
+    """
+    path = Path(spec.path)
+    if not path.is_dir():
+        raise PipelineError(
+            f"evaluation.tasks: {spec.name}: {path} is not a directory; run `dvc repro` or correct path"
+        )
+    base, options, read = _KINDS[spec.type]
+    files = sorted(p for p in path.rglob("*") if p.suffix in {".jsonl", ".tsv"})
+    metadata = TaskMetadata(
+        name=spec.name,
+        description=f"Local {spec.type} task over {spec.path}",
+        type=MTEB_TYPES[spec.type],  # type: ignore[arg-type]
+        dataset={"path": spec.path, "revision": fingerprint([sha256_file(p) for p in files])},
+        eval_langs=["eng-Latn"],  # MTEB wants one; no metric depends on it
+        main_score=spec.main_metric,
+        category="t2t",
+    )
+    # MTEB reads the metadata from the class, before an instance has anything of its own.
+    task = type("LocalTask", (base,), {**options, "metadata": metadata})()
+    data = read(path)
+    task.dataset = {"default": {"test": data}} if base is AbsTaskRetrieval else data
+    task.data_loaded = True
+    return task

@@ -1,0 +1,28 @@
+"""Stage ``evaluate``: models and data/embedded to reports/ (scores beside baselines, table and chart)."""
+
+import logging
+import shutil
+from pathlib import Path
+
+from neobert.config.evaluation import EvaluationConfig
+from neobert.config.load import load, load_seed
+from neobert.evaluation.evaluate import ModelPaths, evaluate
+from neobert.evaluation.report import table, write_reports
+from neobert.evaluation.run import write_results
+from stages.stage import run
+
+PATHS = ModelPaths(Path("models/long_context"), Path("models/contrastive"), Path("models/export"))
+REPORTS = Path("reports")
+
+
+def main() -> None:
+    config = load(EvaluationConfig, "evaluation")
+    scores, rows = evaluate(config, PATHS, load_seed())
+    shutil.rmtree(REPORTS / "evaluate", ignore_errors=True)
+    write_results(REPORTS / "evaluate", scores)
+    write_reports(REPORTS, scores.by_model, rows, config.headline_task)
+    logging.getLogger(__name__).info("scores:\n%s", table(scores.by_model, rows))
+
+
+if __name__ == "__main__":
+    run(main)
