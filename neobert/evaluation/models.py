@@ -99,7 +99,7 @@ def finetuned(directory: Path, export: Path, texts: Sequence[str], settings: Enc
         PipelineError: the export embeds differently.
     """
     embedder, info = load_embedding_model(directory)
-    own_prompts = own_prompts if info.embedding else {}
+    own_prompts = info.embedding.prompts if info.embedding else {}
     exact = EncodeSettings("cpu", torch.float32, settings.batch_size, None, None, settings.pooling)
     check_export(text_encoder(copy.deepcopy(embedder), directory, info, exact), own_prompts, export, texts)
     prompts = own_prompts if settings.prompts is None else settings.prompts
