@@ -39,7 +39,13 @@ class BatchSource(Protocol):
 
 
 class Objective(Protocol):
-    """The trained `nn.Module`: computes its own loss, and says what a micro-batch costs."""
+    """The trained `nn.Module`: computes its own loss, and says what a micro-batch costs.
+
+    dynamic_dims: tensor names of a batch and the one dimension of each that varies, {} where none does; torch.compile
+    treats every other dimension as static.
+    """
+
+    dynamic_dims: dict[str, int]
 
     def __call__(self, batch: Batch) -> tuple[Any, dict[str, Any]]:
         """(loss_sum, metrics): the SUM over the batch's `count` terms, and sums to be divided by the count.
@@ -50,4 +56,8 @@ class Objective(Protocol):
 
     def train_flops(self, host: dict[str, int]) -> float | None:
         """FLOPs of forward and backward for a micro-batch's host integers; None where unknown (MFU null)."""
+        ...
+
+    def after_update(self) -> None:
+        """Called after each optimizer step, for constraints on weights; most have none and do nothing."""
         ...

@@ -1,0 +1,101 @@
+"""Figures of a training: FLOPs and MFU, and the history of a run on disk.
+
+FLOPs count multiply-adds of the matrix products only, twice: forward
+`T*L*(8H^2 + 2mHI) + 4*L*H*sum(len^2) + 2*M*H*V` with m = 3 matrices in a SwiGLU and 2 in a GELU block, training
+three times that; equal to torch's FlopCounterMode. T tokens, L layers, I the rounded width, M predicted tokens.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from neobert.config.model import ModelConfig
+from neobert.io import atomic_path
+
+# Dense bf16 peaks without sparsity, in FLOP/s, by a part of the device's name; first match wins.
+# Sources: NVIDIA's data sheets of H200, H100, A100, L40S, L4, A10, V100 (fp16), B200, B100, RTX 4090, RTX 3090.
+PEAK_FLOPS = (
+    ("H100 PCIe", 756e12),
+    ("H100 NVL", 835e12),
+    ("H100", 989e12),
+    ("H200", 989e12),
+    ("GH200", 989e12),
+    ("B200", 2250e12),
+    ("B100", 1750e12),
+    ("A100", 312e12),
+    ("L40S", 362e12),
+    ("L4", 121e12),
+    ("A10G", 70e12),
+    ("A10", 125e12),
+    ("RTX 4090", 165e12),
+    ("RTX 3090", 71e12),
+)
+
+
+def train_flops(config: ModelConfig, vocab_size: int, tokens: int, squared_lengths: int, predicted: int) -> float:
+    """FLOPs of forward and backward: T `tokens`, the sum of squared segment lengths, M `predicted` tokens."""
+    layers, hidden = config.num_hidden_layers, config.hidden_size
+    matrices = 3 if config.hidden_act == "swiglu" else 2
+    linear = tokens * layers * (8 * hidden**2 + 2 * matrices * hidden * config.mlp_size)
+    attention = 4 * layers * hidden * squared_lengths
+    return 3.0 * (linear + attention + 2 * predicted * hidden * vocab_size)
+
+
+def peak_flops(device_name: str | None) -> float | None:
+    """Peak dense bf16 FLOP/s of a device, or None where the table does not know it (MFU is then null)."""
+    return next((peak for part, peak in PEAK_FLOPS if device_name and part in device_name), None)
+
+
+class History:
+    """A run's rows on disk, one JSON object a line, appended as they come.
+
+    A resumed run cuts what lies after its checkpoint, so that an interrupted run's history equals the undisturbed
+    one's.
+    """
+
+    def __init__(self, path: Path, keep_to_step: int) -> None:
+        self.path = path
+        self.rows = [row for row in read_rows(path) if row["step"] <= keep_to_step]
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        self._handle = open(path, "a")  # noqa: SIM115 - held until close
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a row (and write it out: rows are rare)."""
+        self.rows.append(row)
+        self._handle.write(json.dumps(row) + "\n")
+        self._handle.flush()
+
+    def sync(self) -> None:
+        """Make rows durable; called before a checkpoint that implies them is committed."""
+        os.fsync(self._handle.fileno())
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._handle.close()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a history; a last line cut by a kill is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:  # only the last line of a killed process can be partial
+            break
+    return rows
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Rows as CSV, columns in order of first appearance, empty where a row lacks one (for DVC plots)."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with atomic_path(path) as temporary, open(temporary, "w", newline="") as handle:
+        writer = csv.DictWriter(handle, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

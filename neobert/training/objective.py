@@ -1,0 +1,136 @@
+"""Masked language modelling as one module that computes its own loss.
+
+Only masked positions reach the decoder: their hidden vectors are gathered, and cross-entropy runs over them in
+chunks whose gradient is made at once, so that no (tokens, vocabulary) tensor outlives its chunk. Cost: the same
+three matrix products as plain cross-entropy, chunk x V logits of memory instead of M x V.
+Source: the fused linear cross-entropy of Liger (Hsu et al., 2024), in plain PyTorch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neobert.model.heads import MaskedLM
+from neobert.model.ngpt import normalize_weights
+from neobert.training.masking import IGNORED
+from neobert.training.metrics import train_flops
+
+CHUNK = 8192  # rows of logits at once: large enough to fill a GPU, 1 GiB in fp32 at a vocabulary of 32,768
+
+
+def _chunk_logits(hidden: Tensor, weight: Tensor, labels: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(log-probabilities [c, V] fp32, targets [c, 1], whether counted [c, 1]) of the chunk from row `start`."""
+    label = labels[start : start + CHUNK, None]
+    log_probabilities = torch.log_softmax((hidden[start : start + CHUNK] @ weight.T).float(), dim=-1)
+    return log_probabilities, label.clamp_min(0), label != IGNORED
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Sum over rows of -log softmax(hidden @ weight.T)[label]; the gradient is computed in the forward."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        loss = hidden.new_zeros((), dtype=torch.float32)
+        grad_hidden = torch.empty_like(hidden)
+        # fp32, so that summing over chunks does not round in bf16.
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        for start in range(0, hidden.shape[0], CHUNK):
+            log_probabilities, target, counted = _chunk_logits(hidden, weight, labels, start)
+            loss = loss - (log_probabilities.gather(1, target) * counted).sum()
+            grad = log_probabilities.exp()
+            grad = (grad.scatter_add(1, target, grad.new_full(target.shape, -1.0)) * counted).to(hidden.dtype)
+            grad_hidden[start : start + CHUNK] = grad @ weight
+            grad_weight = grad_weight + grad.T @ hidden[start : start + CHUNK]
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype = weight.dtype
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grad_loss.to(grad_hidden.dtype), (grad_weight * grad_loss).to(ctx.weight_dtype), None
+
+
+def with_bias(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(hidden, weight) of the same logits without a bias: the bias becomes the weight of a channel that is 1."""
+    if bias is None:
+        return hidden, weight
+    return torch.cat([hidden, hidden.new_ones(len(hidden), 1)], 1), torch.cat([weight, bias[:, None]], 1)
+
+
+def masked_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """Summed cross-entropy (0-d fp32) of `hidden` [M, H] under a decoder `weight` [V, H]; labels [M], -100 ignored.
+
+    Under autocast the products run in its type; sums and the softmax in fp32.
+    """
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    with torch.autocast(device, enabled=False):
+        if torch.is_grad_enabled():
+            return _ChunkedCrossEntropy.apply(hidden, weight, labels)
+        loss = hidden.new_zeros((), dtype=torch.float32)
+        for start in range(0, hidden.shape[0], CHUNK):
+            log_probabilities, target, counted = _chunk_logits(hidden, weight, labels, start)
+            loss = loss - (log_probabilities.gather(1, target) * counted).sum()
+        return loss
+
+
+@torch.no_grad()
+def masked_correct(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """How many rows' largest logit is their label (0-d fp32); chunked, so that full logits are never held."""
+    correct = hidden.new_zeros((), dtype=torch.float32)
+    for start in range(0, hidden.shape[0], CHUNK):
+        guesses = (hidden[start : start + CHUNK] @ weight.to(hidden.dtype).T).argmax(dim=-1)
+        correct = correct + (guesses == labels[start : start + CHUNK]).sum()
+    return correct
+
+
+class PretrainModel(nn.Module):
+    """A `MaskedLM` with its loss: forward(batch) -> (loss_sum, {"accuracy": sum of hits} when asked for).
+
+    A batch holds input_ids[T], position_ids[T], cu_seqlens[S+1] int32, max_seqlen, masked_positions[M], labels[M].
+
+    Args:
+        model: the encoder and its decoder.
+        masked_logits_only: gather masked positions before the decoder; otherwise make all logits (ablation).
+        accuracy: count hits in training too (one more product with the decoder). Evaluation always does.
+    """
+
+    dynamic_dims: ClassVar[dict[str, int]] = {"cu_seqlens": 0}
+    """Dimensions that differ from batch to batch; all others are static, so one compilation serves a run."""
+
+    def __init__(self, model: MaskedLM, *, masked_logits_only: bool, accuracy: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.masked_logits_only = masked_logits_only
+        self.accuracy = accuracy
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        hidden = self.model.encoder(batch["input_ids"], batch["position_ids"], batch["cu_seqlens"], batch["max_seqlen"])
+        positions, labels = batch["masked_positions"], batch["labels"]
+        masked, weight = with_bias(hidden.index_select(0, positions), *self.model.output_projection())
+        if self.masked_logits_only:
+            loss = masked_cross_entropy(masked, weight, labels)
+        else:
+            # Entries that fill a row up all name its column 0, so labels stay in the list's order, not the stream's.
+            logits = self.model.logits(hidden).index_select(0, positions).float()
+            loss = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+        counted = self.accuracy or not self.training
+        return loss, {"accuracy": masked_correct(masked, weight, labels)} if counted else {}
+
+    def after_update(self) -> None:
+        """Called after each optimizer step: an nGPT's weights go back to unit norm."""
+        if self.model.config.ngpt:
+            normalize_weights(self.model)
+
+    def train_flops(self, host: dict[str, int]) -> float:
+        """FLOPs of a forward and backward over a micro-batch's host integers."""
+        predicted = host["count"] if self.masked_logits_only else host["tokens"]
+        config, vocab = self.model.config, self.model.encoder.vocab_size
+        return train_flops(config, vocab, host["tokens"], host["squared_lengths"], predicted)

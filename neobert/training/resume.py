@@ -1,0 +1,146 @@
+"""Which checkpoint a run goes on from.
+
+auto    the newest valid one of this very run (same fingerprint), or of one that differs only in a max_steps that its
+        schedule allows to change; damaged ones are passed over, loudly
+latest  the newest of any run of this stage, whatever changed since, loudly
+<step>, <path>  that one, or an error
+false   none: start anew
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neobert.config.scheduler import SchedulerConfig
+from neobert.errors import PipelineError
+from neobert.io import read_json
+from neobert.training.checkpoint import SafeReader, load_tensors, read_state, steps_in
+from neobert.training.schedule import extends
+from neobert.training.step import TrainStep
+
+log = logging.getLogger(__name__)
+RUN = "run.json"
+CHECKPOINTS = "checkpoints"
+
+
+def differences(mine: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Dotted names under which two runs' descriptions (params, inputs, code) differ."""
+    found = []
+    for key in sorted(mine.keys() | other.keys()):
+        a, b = mine.get(key), other.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += [f"{key}.{name}" for name in differences(a, b)]
+        elif a != b:
+            found.append(key)
+    return found
+
+
+def siblings(scratch: Path, stage: str) -> list[Path]:
+    """Other runs of this stage beside `scratch`, newest first."""
+    runs = [p for p in scratch.parent.glob(f"{stage}-*") if p != scratch and steps_in(p / CHECKPOINTS)]
+    return sorted(runs, key=lambda p: (p / CHECKPOINTS / str(steps_in(p / CHECKPOINTS)[-1])).stat().st_mtime)[::-1]
+
+
+def _described(run: Path) -> dict[str, Any]:
+    return read_json(run / RUN)["parts"] if (run / RUN).is_file() else {}
+
+
+def _valid(candidates: list[Path]) -> tuple[Path, dict[str, Any]] | None:
+    """The first candidate whose bytes verify."""
+    for path in candidates:
+        try:
+            return path, read_state(path)
+        except PipelineError as error:
+            log.warning("DAMAGED CHECKPOINT passed over, going back to the one before it: %s", error)
+    return None
+
+
+def _newest_first(run: Path) -> list[Path]:
+    return [run / CHECKPOINTS / str(step) for step in reversed(steps_in(run / CHECKPOINTS))]
+
+
+def _extensible(scratch: Path, stage: str, scheduler: SchedulerConfig, max_steps: int) -> Iterator[Path]:
+    """Checkpoints of runs that differ from this one in max_steps alone, where every rate so far would be the same."""
+    mine = _described(scratch)
+    for run in siblings(scratch, stage):
+        differing = differences(mine, _described(run)) if mine else ["run.json"]
+        for path in _newest_first(run):
+            step = int(path.name)
+            if len(differing) == 1 and differing[0].endswith("trainer.max_steps"):
+                old = read_json(path / "state.json")["max_steps"]
+                if step < max_steps and extends(scheduler, step, old, max_steps):
+                    yield path
+                    continue
+                log.info("%s: not continued, scheduler %s depends on max_steps", path, scheduler.name)
+            else:
+                log.info(
+                    "%s: an interrupted run at step %d of other %s; it is left alone "
+                    "(runtime.resume_from_checkpoint: latest, or its path, continues it)",
+                    run,
+                    step,
+                    ", ".join(differing[:6]),
+                )
+            break
+
+
+def choose(
+    setting: str | int | bool, scratch: Path, stage: str, scheduler: SchedulerConfig, max_steps: int
+) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint to resume from and its host counters, verified; None to start anew.
+
+    Raises:
+        PipelineError: the one asked for by step or path is not there or damaged.
+    """
+    if setting is False:
+        shutil.rmtree(scratch / CHECKPOINTS, ignore_errors=True)
+        return None
+    if setting == "auto":
+        return _valid(_newest_first(scratch)) or _valid(list(_extensible(scratch, stage, scheduler, max_steps)))
+    if setting == "latest":
+        runs = [scratch, *siblings(scratch, stage)]
+        chosen = _valid([path for run in runs for path in _newest_first(run)])
+        if chosen is not None and chosen[0].parent.parent != scratch:
+            run = chosen[0].parent.parent
+            changed = differences(_described(scratch), _described(run))
+            log.warning("RESUMING ANOTHER RUN's checkpoint %s; changed since: %s", chosen[0], ", ".join(changed))
+        return chosen
+    step = isinstance(setting, int) or str(setting).isdigit()
+    path = scratch / CHECKPOINTS / str(setting) if step else Path(str(setting))
+    if not path.is_dir():
+        have = ", ".join(map(str, steps_in(scratch / CHECKPOINTS))) or "none"
+        raise PipelineError(
+            f"runtime.resume_from_checkpoint: {setting!r}: {path} does not exist; this run has checkpoints: {have}"
+        )
+    return path, read_state(path)
+
+
+def restore(
+    step: TrainStep, scratch: Path, stage: str, setting: str | int | bool, scheduler: SchedulerConfig, max_steps: int
+) -> int:
+    """Load the chosen checkpoint into `step` in place; the number of steps already done (0 when there is none).
+
+    Raises:
+        PipelineError: as `choose`, or the checkpoint does not fit the model, or lies beyond max_steps.
+    """
+    workers = step.workers
+    chosen = choose(setting, scratch, stage, scheduler, max_steps) if workers.is_main else None
+    chosen = workers.from_main(chosen)
+    if chosen is None:
+        return 0
+    path, counters = chosen
+    if counters["step"] > max_steps:
+        raise PipelineError(f"trainer.max_steps ({max_steps}) is less than {path}'s step ({counters['step']})")
+    state = step.state()
+    stored = SafeReader(path).read_metadata().state_dict_metadata
+    for key in stored.keys() - state.keys():
+        if key.startswith("window."):  # the objective's own metrics are known only after a first step
+            state[key] = step.window[key.removeprefix("window.")] = torch.zeros_like(step.window["loss"])
+    load_tensors(path, state, workers)
+    log.info("%s: resumed from %s", stage, path)
+    return counters["step"]

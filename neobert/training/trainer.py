@@ -1,0 +1,255 @@
+"""The training loop; pretraining, longer context and contrastive fine-tuning are it with other data and objective.
+
+A step takes the global batch that starts at `samples_seen`, whatever the number of ranks, adds up the gradients
+of its micro-batches and updates once. The loop itself only launches work: the next batches are made by a thread,
+the learning rate is a function of the step, and the host waits for the device only where it logs, evaluates,
+saves or ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neobert.config.optimizer import OptimizerConfig
+from neobert.config.runtime import RuntimeConfig
+from neobert.config.scheduler import SchedulerConfig
+from neobert.config.trainer import LoopConfig
+from neobert.errors import PipelineError
+from neobert.model.encoder import Encoder
+from neobert.training import resume
+from neobert.training.checkpoint import Checkpointer
+from neobert.training.distributed import Workers
+from neobert.training.model_checkpoint import SaveModel, full_state, model_writer
+from neobert.training.numerics import SkipWatch
+from neobert.training.optimizer import build_optimizer
+from neobert.training.prefetch import Prefetcher
+from neobert.training.record import Recorder
+from neobert.training.schedule import multiplier
+from neobert.training.scratch import PREEMPTED
+from neobert.training.signals import Preempted, StopRequest
+from neobert.training.source import Batch, BatchSource
+from neobert.training.step import TrainStep, seed_step
+from neobert.training.timing import Timing
+
+log = logging.getLogger(__name__)
+Evaluate = Callable[[nn.Module, int], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished training.
+
+    Attributes:
+        history: a row a log (step, epoch, samples, loss, grad_norm, lr, skipped, ...) or evaluation (step, eval_...).
+        metrics: the last values, for metrics.json.
+        state_dict: the objective's full state on the CPU.
+    """
+
+    history: list[dict[str, Any]]
+    metrics: dict[str, float]
+    state_dict: dict[str, Tensor]
+
+
+def accumulation_steps(config: LoopConfig, world: int) -> int:
+    """Micro-batches of a step on each rank.
+
+    Raises:
+        PipelineError: the batch sizes do not divide, or gradient_accumulation_steps disagrees.
+    """
+    micro = config.per_device_train_batch_size * world
+    if config.global_batch_size % micro:
+        raise PipelineError(
+            f"trainer.global_batch_size ({config.global_batch_size}) must be a multiple of "
+            f"per_device_train_batch_size x world size ({config.per_device_train_batch_size} x {world} = {micro})"
+        )
+    steps = config.global_batch_size // micro
+    if config.gradient_accumulation_steps not in (None, steps):
+        raise PipelineError(
+            f"trainer.gradient_accumulation_steps: {config.gradient_accumulation_steps} disagrees with "
+            f"global_batch_size / (per_device_train_batch_size x world size) = {steps}; set it to null or {steps}"
+        )
+    return steps
+
+
+def train(
+    objective: nn.Module,
+    source: BatchSource,
+    *,
+    trainer: LoopConfig,
+    optimizer: OptimizerConfig,
+    scheduler: SchedulerConfig,
+    runtime: RuntimeConfig,
+    seed: int,
+    scratch: Path,
+    stage: str,
+    evaluate: Evaluate | None = None,
+    save_model: SaveModel | None = None,
+) -> TrainResult:
+    """Train `objective` (see `source.Objective`) on `source` for `trainer.max_steps` steps.
+
+    Args:
+        seed: of dropout and every other random choice within a step.
+        scratch: where checkpoints and histories are kept, and looked for (see `scratch.open_scratch`).
+        stage: names the run in logs.
+        evaluate: (wrapped objective, step) -> figures; called in eval mode without gradients, on every rank, every
+            `trainer.eval_steps` and at the end.
+        save_model: writes a model directory from the objective's full CPU state; called with each checkpoint.
+
+    Raises:
+        PipelineError: contradictory batch sizes, an unusable checkpoint, too many skipped steps in a row, a
+        checkpoint
+            that could not be written, or (Preempted) a signal.
+    """
+    workers = Workers(runtime.distributed, trainer.mixed_precision)
+    micro_batches = accumulation_steps(trainer, workers.world)
+    _set_determinism(trainer.deterministic, seed)
+    for encoder in (m for m in objective.modules() if isinstance(m, Encoder)):
+        encoder.gradient_checkpointing = trainer.gradient_checkpointing
+    updater = build_optimizer(objective, optimizer)
+    _compile(objective, trainer)
+    module = workers.prepare(objective, updater).train()
+    timing = Timing(workers.device, runtime.timing)
+    saver = Checkpointer(
+        scratch / resume.CHECKPOINTS,
+        workers,
+        runtime.save_total_limit,
+        committed=model_writer(scratch, runtime.save_total_limit, save_model),
+    )
+    step = TrainStep(module, objective, updater, workers, trainer, timing, saver.before_update)
+    start = resume.restore(step, scratch, stage, runtime.resume_from_checkpoint, scheduler, trainer.max_steps)
+    recorder = Recorder(scratch, stage, workers, runtime, timing, start)
+    log.info(
+        "%s: steps %d to %d on %s, %d rank(s) x %d micro-batch(es) of %d samples, %s, %s, %s parameters",
+        *(stage, start, trainer.max_steps, workers.describe(), workers.world, micro_batches),
+        *(trainer.per_device_train_batch_size, trainer.mixed_precision),
+        "compiled" if trainer.torch_compile else "eager",
+        f"{sum(p.numel() for p in step.parameters):,}",
+    )
+    loop = _Loop(
+        source, step, trainer, optimizer.lr, scheduler, runtime, seed, workers, saver, recorder, evaluate, scratch
+    )
+    with contextlib.closing(recorder), contextlib.closing(saver):
+        loop.run(start)
+    return TrainResult(recorder.history.rows if recorder.history else [], recorder.final, full_state(objective))
+
+
+@dataclass
+class _Loop:
+    """What `train` has set up, and the loop over steps."""
+
+    source: BatchSource
+    step: TrainStep
+    trainer: LoopConfig
+    peak_lr: float
+    scheduler: SchedulerConfig
+    runtime: RuntimeConfig
+    seed: int
+    workers: Workers
+    saver: Checkpointer
+    recorder: Recorder
+    evaluate: Evaluate | None
+    scratch: Path
+
+    def run(self, start: int) -> None:
+        """Steps `start` to `max_steps`."""
+        steps = range(start, self.trainer.max_steps)
+        watch = SkipWatch(self.trainer.max_skipped_steps, self.step.window["skipped_in_row"])
+        prefetcher = Prefetcher(self.batches, steps, self.workers.device, self.runtime.prefetch)
+        with StopRequest(self.workers) as stop, prefetcher:
+            ready = iter(prefetcher)
+            for index in steps:
+                with self.step.timing.section("data_wait"):
+                    batches = next(ready)
+                seed_step(self.seed, index, self.workers.rank)
+                lr = self.peak_lr * multiplier(index, self.scheduler, self.trainer.max_steps)
+                if not self.step.run(batches, lr, stop.poll):
+                    self.stop(index, stop)
+                self.recorder.stepped(batches, self.step.objective)
+                # Nothing above waits for the device; what follows may, and rarely runs.
+                self.after(index + 1, lr)
+                if watch.too_many(index + 1):
+                    self.give_up(index, batches)
+
+    def batches(self, index: int) -> list[Batch]:
+        """This rank's micro-batches of step `index` (called in the prefetching thread)."""
+        size, micro = self.trainer.global_batch_size, self.trainer.per_device_train_batch_size
+        with self.step.timing.section("collate"):
+            return self.source.micro_batches(index * size, size, micro, self.workers.rank, self.workers.world)
+
+    def after(self, done: int, lr: float) -> None:
+        """Log, evaluate and save, where due after `done` steps."""
+        last = done == self.trainer.max_steps
+        if last or done % self.runtime.logging_steps == 0:
+            with self.step.timing.section("logging"):
+                samples = done * self.trainer.global_batch_size
+                row = {"step": done, "samples": samples, "epoch": samples / self.source.samples_per_epoch}
+                self.recorder.logged({**row, "lr": lr, **self.step.read_window()}, self.trainer.max_steps)
+        if self.evaluate and (last or _due(done, self.trainer.eval_steps)):
+            with self.recorder.excluded("evaluation"):
+                self.recorder.evaluated(done, self.evaluated(self.evaluate, done))
+        if last or _due(done, self.runtime.save_steps) or self.saver.failed():
+            self.save(done, wait=last)
+
+    def evaluated(self, evaluate: Evaluate, done: int) -> dict[str, float]:
+        """Figures of one evaluation; the random state of later steps does not depend on it."""
+        module = self.step.module.eval()
+        with torch.no_grad(), self.workers.autocast():
+            figures = evaluate(module, done)
+        module.train()
+        return figures
+
+    def save(self, done: int, wait: bool) -> None:
+        """Start a checkpoint of the state after `done` steps."""
+        info = {
+            "step": done,
+            "samples_seen": done * self.trainer.global_batch_size,
+            "max_steps": self.trainer.max_steps,
+            "seed": self.seed,
+            "world": self.workers.world,
+        }
+        with self.recorder.excluded("checkpoint"):
+            self.recorder.sync()
+            self.saver.save(done, self.step.state(), info, wait=wait)
+
+    def stop(self, done: int, request: StopRequest) -> None:
+        """Save and leave, told by a signal."""
+        self.save(done, wait=True)
+        if self.workers.is_main:
+            (self.scratch / PREEMPTED).write_text(f"{request.received or 'signal on another rank'} at step {done}\n")
+        raise Preempted(
+            f"{self.recorder.stage}: stopped by {request.received or 'a signal'} after step {done} and saved there; "
+            "run the same command again to go on"
+        )
+
+    def give_up(self, index: int, batches: list[Batch]) -> None:
+        """Leave a run whose steps are no longer sound, with the batch at hand."""
+        path = self.scratch / f"skipped-step-{index}-rank-{self.workers.rank}.pt"
+        torch.save(batches, path)
+        raise PipelineError(
+            f"{self.recorder.stage}: {self.trainer.max_skipped_steps} steps in a row up to step {index + 1} had a "
+            f"non-finite (or spiking) loss or gradient; weights are those before them, the last batch is in {path}. "
+            "Lower optimizer.lr or check the data; earlier checkpoints are intact"
+        )
+
+
+def _due(done: int, every: int | None) -> bool:
+    return every is not None and done % every == 0
+
+
+def _set_determinism(deterministic: bool, seed: int) -> None:
+    seed_step(seed, -1, 0)
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def _compile(objective: nn.Module, config: LoopConfig) -> None:
+    """Compile in place, before any wrapper, as one full graph."""
+    if config.torch_compile:
+        objective.compile(fullgraph=True, backend=config.torch_compile_backend, dynamic=config.torch_compile_dynamic)
