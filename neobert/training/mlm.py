@@ -8,14 +8,13 @@ one core.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from neobert.config.datacollator import DataCollatorConfig
-from neobert.packing.loader import row_order
+from neobert.packing.order import row_order
 from neobert.training.masking import IGNORED, MaskTable, mask_rows
 from neobert.training.source import Batch
 
@@ -87,8 +86,8 @@ class MlmSource:
         starts = range(rank * micro_batch_size, global_batch_size, micro_batch_size * world)
         return [self.batch(rows[s : s + micro_batch_size], epochs[s : s + micro_batch_size]) for s in starts]
 
-    def batch(self, rows: np.ndarray, epochs: np.ndarray) -> Batch:
-        """The masked micro-batch of these rows."""
+    def batch(self, rows: np.ndarray, epochs: np.ndarray, counted: int | None = None) -> Batch:
+        """The masked micro-batch of these rows; only the first `counted` have labels."""
         ids, seq_lengths = self.data.take(rows)
         masked = mask_rows(
             ids,
@@ -99,18 +98,14 @@ class MlmSource:
             mask_all=self.collator.mask_all,
             table=self.table,
         )
+        masked.labels[counted if counted is not None else len(rows) :] = IGNORED
         return flat_batch(masked.input_ids, seq_lengths, masked.columns, masked.labels)
 
-    def fixed(self, rows: int, micro_batch_size: int, max_batches: int | None) -> Iterator[Batch]:
-        """The first `rows` rows in order, with masks that never change: evaluation's batches."""
-        for index, start in enumerate(range(0, rows, micro_batch_size)):
-            if max_batches is not None and index >= max_batches:
-                return
-            chosen = np.arange(start, min(start + micro_batch_size, rows))
-            yield self.batch(chosen, np.full(len(chosen), EVAL_EPOCH))
+    def fixed(self, index: int, size: int, limit: int) -> Batch:
+        """Batch `index` of the first `limit` rows in order, with masks that never change: evaluation's batches.
 
-
-def described(batch: dict[str, Any]) -> str:
-    """A batch in a few words, for logs."""
-    segments = len(batch["cu_seqlens"]) - 1
-    return f"{batch['tokens']:,} tokens in {segments} segments, {batch['count']:,} predicted"
+        The last one repeats its last row, without labels, up to `size` rows, so that all have one shape.
+        """
+        start = index * size
+        rows = np.minimum(np.arange(start, start + size), limit - 1)
+        return self.batch(rows, np.full(size, EVAL_EPOCH), counted=min(size, limit - start))

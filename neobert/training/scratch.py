@@ -23,6 +23,7 @@ from ruamel.yaml import YAML
 from neobert.config.load import PARAMS, read_params
 from neobert.errors import PipelineError
 from neobert.io import MANIFEST, RunLock, fingerprint, sha256_file, write_json
+from neobert.training.launch import is_main_process
 from neobert.training.resume import RUN
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,9 @@ def open_scratch(stage: str, parts: dict[str, Any]) -> Iterator[Path]:
     """
     key = fingerprint(parts)[:16]
     scratch = runs_dir() / f"{stage}-{key}"
+    if not is_main_process():
+        yield scratch  # rank 0 holds the lock and keeps the files
+        return
     with RunLock(scratch):
         if (scratch / COMPLETE).exists():
             _set_aside(scratch)

@@ -1,0 +1,194 @@
+"""One phase of masked-language-model training: pretraining, and longer context, which differ in data and params only."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neobert.config.datacollator import DataCollatorConfig
+from neobert.config.dataset import DatasetConfig
+from neobert.config.model import ModelConfig
+from neobert.config.optimizer import OptimizerConfig
+from neobert.config.runtime import RuntimeConfig
+from neobert.config.scheduler import SchedulerConfig
+from neobert.config.trainer import TrainerConfig
+from neobert.errors import PipelineError
+from neobert.io import write_json
+from neobert.model.heads import MaskedLM
+from neobert.model.storage import ModelInfo, save_model
+from neobert.packing.shards import PackedDataset
+from neobert.tokenization.tokenizer import open_tokenizer
+from neobert.training.evaluate import evaluator
+from neobert.training.launch import is_main_process
+from neobert.training.masking import MaskTable
+from neobert.training.metrics import write_csv
+from neobert.training.mlm import MlmSource
+from neobert.training.objective import PretrainModel
+from neobert.training.plots import loss_curve
+from neobert.training.trainer import Evaluate, TrainResult, train
+
+log = logging.getLogger(__name__)
+EVAL_SPLITS = ("validation", "eval", "test", "dev")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase's params and places.
+
+    Attributes:
+        stage: its name in logs, runs and reports.
+        packed: directory of packed splits; tokenizer: directory of the tokenizer.
+        out: the model directory it makes; reports: where metrics.json, history.csv and loss.png go.
+    """
+
+    stage: str
+    packed: Path
+    tokenizer: Path
+    out: Path
+    reports: Path
+    dataset: DatasetConfig
+    collator: DataCollatorConfig
+    trainer: TrainerConfig
+    optimizer: OptimizerConfig
+    scheduler: SchedulerConfig
+    runtime: RuntimeConfig
+    seed: int
+
+    def run(self, model: MaskedLM, info: ModelInfo, scratch: Path) -> None:
+        """Train `model` on the packed rows, and write the model directory and the reports.
+
+        Raises:
+            PipelineError: data, tokenizer and model do not belong together, or as `train`.
+        """
+        data = PackedDataset(self.packed / "train")
+        info = dataclasses.replace(info, max_length=data.max_length)
+        check_fit(self.stage, data, info)
+        source, evaluate = self._sources(data)
+        objective = PretrainModel(
+            model,
+            masked_logits_only=self.trainer.masked_logits_only_loss,
+            accuracy=self.trainer.masked_accuracy,
+        )
+
+        def save(directory: Path, state: dict[str, Tensor]) -> None:
+            save_model(directory, model_state(state), info, self.tokenizer)
+
+        result = train(
+            objective,
+            source,
+            trainer=self.trainer,
+            optimizer=self.optimizer,
+            scheduler=self.scheduler,
+            runtime=self.runtime,
+            seed=self.seed,
+            scratch=scratch,
+            stage=self.stage,
+            evaluate=evaluate,
+            save_model=save,
+        )
+        if is_main_process():
+            save(self.out, result.state_dict)
+            write_reports(self.reports, result, self.stage)
+
+    def _sources(self, data: PackedDataset) -> tuple[MlmSource, Evaluate | None]:
+        """Training batches, and the evaluation that `dataset.*` asks for."""
+        _, tokenizer = open_tokenizer(self.tokenizer)
+        ids = [getattr(tokenizer, f"{role}_token_id") for role in ("pad", "unk", "cls", "sep", "mask")]
+        table = MaskTable.of(tokenizer.mask_token_id, ids, tokenizer.vocab_size)
+        held_out, first_row = self._held_out(data)
+        source = MlmSource(data, self.collator, table, self.seed, first_row)
+        if held_out is None:
+            return source, None
+        rows = min(held_out.rows, self.dataset.eval_samples or held_out.rows)
+        log.info("%s: %d rows of %d tokens, evaluated on %d", self.stage, data.rows - first_row, data.max_length, rows)
+        evaluated = MlmSource(held_out, self.collator, table, self.seed)
+        size = self.trainer.per_device_train_batch_size
+        return source, evaluator(evaluated, rows, size, self.trainer.eval_max_batches)
+
+    def _held_out(self, data: PackedDataset) -> tuple[PackedDataset | None, int]:
+        """(rows to evaluate on or None, how many first rows of train they take away)."""
+        name = self.dataset.eval_split
+        if name is not None and not (self.packed / name).is_dir():
+            have = ", ".join(sorted(p.name for p in self.packed.iterdir() if p.is_dir()))
+            raise PipelineError(f"dataset.eval_split: {name!r} is not a split of {self.packed}, which has {have}")
+        found = [split for split in EVAL_SPLITS if (self.packed / split).is_dir()]
+        if name or found:
+            return PackedDataset(self.packed / (name or found[0])), 0
+        samples = self.dataset.eval_samples
+        if samples is None:
+            log.info("%s: no split to evaluate on (dataset.eval_samples would hold rows of train out)", self.stage)
+            return None, 0
+        if samples >= data.rows:
+            raise PipelineError(
+                f"dataset.eval_samples: {samples} leaves nothing of {data.rows} rows to train on; set fewer"
+            )
+        return data, samples
+
+
+def new_model(config: ModelConfig, tokenizer: Path, seed: int) -> tuple[MaskedLM, ModelInfo]:
+    """A model with random weights for a tokenizer, and its description (max_length is set by the data)."""
+    _, tok = open_tokenizer(tokenizer)
+    vocab_size = config.padded_vocab_size(tok.vocab_size)
+    if vocab_size < tok.vocab_size:
+        raise PipelineError(
+            f"model.vocab_size: {vocab_size} is less than the tokenizer's {tok.vocab_size} ids; "
+            "set it to null, or at least to that"
+        )
+    ids = {f"{role}_token_id": getattr(tok, f"{role}_token_id") for role in ("pad", "cls", "sep", "mask", "unk")}
+    torch.manual_seed(seed)
+    model = MaskedLM(config, vocab_size, tok.pad_token_id)
+    info = ModelInfo(
+        model=config,
+        vocab_size=vocab_size,
+        max_length=config.max_position_embeddings,
+        tokenizer_sha256=tok.sha256,
+        **ids,
+    )
+    return model, info
+
+
+def check_fit(stage: str, data: PackedDataset, info: ModelInfo) -> None:
+    """Refuse rows that this model cannot be trained on.
+
+    Raises:
+        PipelineError: another tokenizer, ids beyond the vocabulary, or rows longer than the model's positions.
+    """
+    if data.tokenizer_sha256 != info.tokenizer_sha256:
+        raise PipelineError(
+            f"{stage}: rows in {data.directory} were made with another tokenizer than the model's; "
+            "run `dvc repro` to make them anew"
+        )
+    if data.vocab_size > info.vocab_size:
+        raise PipelineError(
+            f"model.vocab_size: {info.vocab_size} is less than the {data.vocab_size} ids of {data.directory}"
+        )
+    if data.max_length > info.model.max_position_embeddings:
+        raise PipelineError(
+            f"model.max_position_embeddings: {info.model.max_position_embeddings} is less than "
+            f"{stage}'s rows of {data.max_length} tokens (packing.max_length); raise one or lower the other"
+        )
+
+
+def model_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A `MaskedLM`'s state out of a `PretrainModel`'s."""
+    return {key.removeprefix("model."): value for key, value in state.items()}
+
+
+def rounded(row: dict[str, Any]) -> dict[str, Any]:
+    """Floats to 6 significant digits: what a person reads and git stores."""
+    return {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}
+
+
+def write_reports(directory: Path, result: TrainResult, title: str) -> None:
+    """metrics.json, history.csv and loss.png; without times, so that equal runs give equal files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    rows = [rounded(row) for row in result.history]
+    write_json(directory / "metrics.json", rounded(result.metrics))
+    write_csv(directory / "history.csv", rows)
+    loss_curve(rows, directory / "loss.png", title)

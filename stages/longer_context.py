@@ -1,0 +1,46 @@
+"""Go on pretraining at a longer context: models/pretrained, data/packed_long -> models/long_context, reports/longer_context.
+
+The same trainer on other data: weights come in, optimizer and schedule start anew.
+"""
+
+from pathlib import Path
+
+from neobert.config.dataset import DatasetConfig
+from neobert.config.load import load, load_seed
+from neobert.config.longer_context import LongerContextConfig
+from neobert.config.runtime import RuntimeConfig
+from neobert.model.storage import load_model
+from neobert.training.launch import on_all_devices
+from neobert.training.phase import Phase
+from neobert.training.scratch import describe, open_scratch
+from stages.stage import run
+
+PRETRAINED = Path("models/pretrained")
+
+
+def main() -> None:
+    """Pretrained weights in, a model of longer context and its loss curve out."""
+    config = load(LongerContextConfig, "longer_context")
+    phase = Phase(
+        stage="longer_context",
+        packed=Path("data/packed_long"),
+        tokenizer=PRETRAINED / "tokenizer",
+        out=Path("models/long_context"),
+        reports=Path("reports/longer_context"),
+        dataset=load(DatasetConfig, "dataset"),
+        collator=config.datacollator,
+        trainer=config.trainer,
+        optimizer=config.optimizer,
+        scheduler=config.scheduler,
+        runtime=load(RuntimeConfig, "runtime"),
+        seed=load_seed(),
+    )
+    if on_all_devices("stages.longer_context", phase.runtime.distributed):
+        return
+    with open_scratch(phase.stage, describe(phase.stage)) as scratch:
+        model, info, _ = load_model(PRETRAINED)
+        phase.run(model, info, scratch)
+
+
+if __name__ == "__main__":
+    run(main)
