@@ -35,7 +35,7 @@ def masked_lm(seed: int = 0, **changes) -> MaskedLM:
     torch.manual_seed(seed)
     model = MaskedLM(config(**changes), VOCAB, PAD)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for _name, parameter in model.named_parameters():
             if parameter.dim() == 1:
                 parameter.mul_(1 + 0.2 * torch.randn_like(parameter)).add_(0.01 * torch.randn_like(parameter))
             elif not model.config.ngpt:

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ def test_segments_keep_their_tokens_and_positions_restart(lengths, multiple):
     assert len(batch.input_ids) % multiple == 0
     for i, sequence in enumerate(sequences):
         assert batch.input_ids[starts[i] : starts[i + 1]].tolist() == sequence.tolist()
-    for a, b in zip(starts[:-1], starts[1:], strict=True):
+    for a, b in itertools.pairwise(starts):
         assert batch.position_ids[a:b].tolist() == list(range(b - a))
         assert b - a <= batch.max_seqlen
     assert len(batch.input_ids) - sum(lengths) < max(multiple, 2)

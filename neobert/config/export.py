@@ -1,0 +1,22 @@
+"""Section ``export``: the directory that other tools load."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from neobert.config.schema import Bounds
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Section ``export``."""
+
+    format: Annotated[
+        Literal["native"], "native writes transformers' own EuroBERT classes, which need no remote code."
+    ] = "native"
+    dtype: Annotated[Literal["fp32", "bf16"], "Precision of the exported weights."] = "fp32"
+    max_shard_size_mb: Annotated[int, "Weights are split into files of at most this many megabytes.", Bounds(ge=1)] = (
+        5000
+    )
+    name: Annotated[str, "The model's name in its card."] = "neobert"
+    license: Annotated[str | None, "Licence identifier for the card, such as apache-2.0; null writes none."] = None
+    language: Annotated[str | None, "Language code for the card, such as en; null writes none."] = None

@@ -1,0 +1,74 @@
+"""Write a trained model in a format that other tools load, and prove that they load the same model.
+
+The directory is written beside its place and moved there once a fresh process has loaded it and agreed with the
+training model. Cost: two copies of the weights and a few forwards on the CPU.
+"""
+
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+
+from neobert.config.export import ExportConfig
+from neobert.export.card import card, provenance
+from neobert.export.modules import write_modules
+from neobert.export.native import native_model
+from neobert.export.probe import needs_embedding, write_probe
+from neobert.export.tokenizer import write_tokenizer
+from neobert.export.validate import validate
+from neobert.io import write_text
+from neobert.model.embedding import EmbeddingModel
+from neobert.model.heads import MaskedLM
+from neobert.model.storage import TOKENIZER, ModelInfo, check_keys, load_model
+
+log = logging.getLogger(__name__)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def export(source: Path, target: Path, config: ExportConfig) -> dict[str, float]:
+    """Export the model directory ``source`` to ``target``, and return the measured differences by name.
+
+    Raises:
+        PipelineError: the format cannot express the model, or what was written is not the trained model.
+    """
+    model, info, extra = load_model(source)
+    model.eval()
+    embedder = build_embedder(model, info, extra)
+    shutil.rmtree(target, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as scratch:
+        staged = Path(scratch) / "model"
+        staged.mkdir()
+        write_directory(staged, source, model, embedder, info, config)
+        probe = write_probe(Path(scratch), model, embedder, info, source / TOKENIZER)
+        found = validate(staged, probe, config.dtype)
+        staged.rename(target)
+    log.info("exported %s to %s as %s", source, target, config.format)
+    return found
+
+
+def build_embedder(model: MaskedLM, info: ModelInfo, extra: dict[str, torch.Tensor]) -> EmbeddingModel:
+    """The embedding model of a loaded directory; one that was only pretrained pools by its normalised mean."""
+    described = needs_embedding(info)
+    embedder = EmbeddingModel(model.encoder, described.pooling, described.normalize, described.token_weights)
+    check_keys(embedder.extra_state(), extra, what="tensors beside the model")
+    if embedder.token_weights is not None:
+        embedder.token_weights.data.copy_(extra["token_weights"])
+    return embedder.eval()
+
+
+def write_directory(
+    target: Path, source: Path, model: MaskedLM, embedder: EmbeddingModel, info: ModelInfo, config: ExportConfig
+) -> None:
+    """Write weights, configuration, tokenizer, sentence-transformers files and card into ``target``."""
+    described = needs_embedding(info)
+    pooling = "bos" if described.pooling == "cls" else "mean"
+    native = native_model(model.state_dict(), info, pooling)
+    torch.nn.Module.to(native, DTYPES[config.dtype])  # transformers' own annotation of .to lacks dtypes
+    native.save_pretrained(target, max_shard_size=f"{config.max_shard_size_mb}MB")
+    write_tokenizer(source / TOKENIZER, target, info)
+    weights = embedder.weight_table()
+    write_modules(target, info, described, None if weights is None else weights.detach())
+    write_text(target / "README.md", card(config, info, provenance(source, info), remote_code=False))

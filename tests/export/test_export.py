@@ -1,0 +1,99 @@
+"""Trap 11: a fresh process that knows only public libraries loads the trained model."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from neobert.config.export import ExportConfig
+from neobert.errors import PipelineError
+from neobert.export import check, native
+from neobert.export.export import build_embedder, export, write_directory
+from neobert.export.native import native_state
+from neobert.export.probe import write_probe
+from neobert.export.validate import judge
+from neobert.model.storage import EmbeddingInfo, load_model
+
+PROMPTS = {"query": "search: ", "document": "passage: "}
+
+
+def check_here(source, target, tmp_path, settings: ExportConfig) -> dict[str, float]:
+    """Export without the fresh process, whose imports cost more than the rest together."""
+    model, info, extra = load_model(source)
+    embedder = build_embedder(model, info, extra)
+    target.mkdir()
+    write_directory(target, source, model, embedder, info, settings)
+    probe = write_probe(tmp_path, model, embedder, info, source / "tokenizer")
+    check.main(*(str(p) for p in (target, probe.tensors, probe.description, tmp_path / "result.json")))
+    return json.loads((tmp_path / "result.json").read_text())
+
+
+def test_an_export_loads_and_matches_in_a_fresh_process(make_model_dir, tmp_path):
+    source = make_model_dir(EmbeddingInfo("mean", True, PROMPTS, True))
+    differences = export(source, tmp_path / "exported", ExportConfig(license="apache-2.0"))
+    assert {"hidden", "hidden_bool_mask", "hidden_additive_mask", "logits", "embeddings_query"} < set(differences)
+    judge(tmp_path, differences, "fp32")
+    config = json.loads((tmp_path / "exported/config.json").read_text())
+    assert config["model_type"] == "eurobert"
+    assert "auto_map" not in config
+    assert (config["pad_token_id"], config["mask_token_id"]) == (0, 4)
+    card = (tmp_path / "exported/README.md").read_text()
+    assert card.startswith("---\nlibrary_name: sentence-transformers")
+    assert "license: apache-2.0" in card
+    assert not list(tmp_path.glob(".export-*"))
+
+
+@pytest.mark.parametrize(
+    ("embedding", "changes", "settings"),
+    [
+        (EmbeddingInfo("cls", False, {}, False), {"tie_word_embeddings": False}, {"max_shard_size_mb": 1}),
+        (EmbeddingInfo("max", False, {}, True), {"num_hidden_layers": 40}, {"max_shard_size_mb": 1}),
+        (None, {"rope_theta": 50000.0}, {"dtype": "bf16"}),
+    ],
+    ids=["cls, untied, not normalised", "weighted max, sharded", "pretrained only, bf16"],
+)
+def test_every_way_of_pooling_and_storing_matches(make_model_dir, tmp_path, embedding, changes, settings):
+    target = tmp_path / "exported"
+    config = ExportConfig(**settings)
+    judge(target, check_here(make_model_dir(embedding, **changes), target, tmp_path, config), config.dtype)
+    assert (target / "model.safetensors.index.json").exists() == ("num_hidden_layers" in changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"ngpt": True}, "ngpt: true"),
+        ({"rope": False}, "rope: false"),
+        ({"rms_norm": False}, "rms_norm: false"),
+        ({"hidden_act": "gelu"}, "hidden_act: gelu"),
+        ({"tie_word_embeddings": False, "decoder_bias": True}, "decoder_bias: true"),
+    ],
+)
+def test_what_the_native_classes_lack_is_refused_by_name(make_model_dir, tmp_path, changes, named):
+    with pytest.raises(PipelineError, match=named):
+        export(make_model_dir(**changes), tmp_path / "exported", ExportConfig())
+    assert not (tmp_path / "exported").exists()
+
+
+def test_a_wrong_export_is_refused(make_model_dir, tmp_path, monkeypatch):
+    def interleaved(state, info):
+        renamed = native_state(state, info)
+        query = "model.layers.0.self_attn.q_proj.weight"
+        # The interleaved order of a head's channels: every shape fits, every number is there.
+        renamed[query] = renamed[query].view(4, 2, 4, 32).transpose(1, 2).reshape(32, 32)
+        return renamed
+
+    monkeypatch.setattr(native, "native_state", interleaved)
+    target = tmp_path / "wrong"
+    with pytest.raises(PipelineError, match="differs from the trained model: hidden"):
+        judge(target, check_here(make_model_dir(EmbeddingInfo()), target, tmp_path, ExportConfig()), "fp32")
+
+
+def test_token_weights_must_be_kept_beside_the_model(make_model_dir, tmp_path):
+    source = make_model_dir(EmbeddingInfo(token_weights=True))
+    state = load_file(source / "model.safetensors")
+    assert torch.is_tensor(state.pop("token_weights"))
+    save_file(state, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(PipelineError, match="missing token_weights"):
+        export(source, tmp_path / "exported", ExportConfig())
