@@ -1,0 +1,215 @@
+"""Documents from JSONL, Parquet and text files: local globs or fsspec URLs (s3://, gs://, https://, ...).
+
+Files are read in sorted order, one at a time, as streams: memory stays at a line, a row group's batch or
+``corpus.max_document_bytes``, whatever the size of a file. Errors name file and line (rows of Parquet count from 1).
+Cost: about 100 MB of JSONL a second.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO, NamedTuple
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from neobert.corpus.rows import Rows
+from neobert.corpus.shards import Text
+from neobert.errors import PipelineError
+
+JSONL, PARQUET, TEXT = {".jsonl", ".ndjson", ".json"}, {".parquet"}, {".txt", ".text", ".md", ".rst"}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
+READ_BATCH = 1024
+
+
+class InputFile(NamedTuple):
+    source: str  # the entry of corpus.files
+    filesystem: fsspec.AbstractFileSystem
+    path: str
+    suffix: str
+    compression: str | None
+
+    def open(self) -> BinaryIO:
+        return fsspec.core.OpenFile(self.filesystem, self.path, "rb", compression=self.compression).open()
+
+
+def find_files(patterns: list[str]) -> list[InputFile]:
+    """The files that ``patterns`` name: patterns in the order given, the files of each sorted, none twice.
+
+    Raises:
+        PipelineError: a pattern matches nothing, cannot be listed, or a file's ending says no known format.
+    """
+    found: dict[str, InputFile] = {}
+    for pattern in patterns:
+        try:
+            filesystem, path = fsspec.core.url_to_fs(pattern)
+            wild = any(character in path for character in "*?[")
+            paths = sorted(filesystem.glob(path)) if wild else [path] * filesystem.isfile(path)
+        except (OSError, ValueError, ImportError) as error:
+            raise PipelineError(f"corpus.files: {pattern!r} cannot be read: {error}") from error
+        if not paths:
+            raise PipelineError(f"corpus.files: {pattern!r} matches no file; give an existing path, glob or URL")
+        for path in paths:
+            found.setdefault(path, _input_file(pattern, filesystem, path))
+    return list(found.values())
+
+
+def _input_file(pattern: str, filesystem: fsspec.AbstractFileSystem, path: str) -> InputFile:
+    pure = PurePosixPath(path)
+    compression = COMPRESSIONS.get(pure.suffix.lower())
+    suffix = PurePosixPath(pure.stem).suffix.lower() if compression else pure.suffix.lower()
+    if suffix not in JSONL | PARQUET | TEXT:
+        known = ", ".join(sorted(JSONL | PARQUET | TEXT))
+        raise PipelineError(
+            f"corpus.files: {path!r} (from {pattern!r}) has none of the endings {known} "
+            f"(each also with {', '.join(COMPRESSIONS)}); rename it or narrow the pattern"
+        )
+    return InputFile(pattern, filesystem, path, suffix, compression)
+
+
+def read_files(patterns: list[str], rows: Rows, text_documents: str) -> Iterator[tuple[str, Iterable[Text]]]:
+    """For each file, its source and its documents. All patterns are checked before the first file is read.
+
+    Args:
+        text_documents: what a document of a text file is: ``file``, ``paragraph`` or ``line``.
+
+    Raises:
+        PipelineError: as ``find_files``; a bad row under ``on_bad_rows: fail``; a file that cannot be read.
+    """
+    for file in find_files(patterns):
+        yield file.source, _read(file, rows, text_documents)
+
+
+def _read(file: InputFile, rows: Rows, text_documents: str) -> Iterator[Text]:
+    try:
+        if file.suffix in PARQUET:
+            values = _parquet(file, rows)
+        elif file.suffix in JSONL:
+            values = _jsonl(file, rows)
+        else:
+            values = _text(file, rows, text_documents)
+        for number, value in values:
+            text = rows.text(value, f"{file.path}:{number}")
+            if text is not None:
+                yield Text(f"{file.path}:{number}", file.source, text)
+    except (OSError, EOFError, pa.ArrowException) as error:
+        raise PipelineError(f"{file.path}: cannot be read: {error}") from error
+
+
+def _lines(handle: BinaryIO, rows: Rows, path: str, limit: int) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines; one longer than ``limit`` bytes is refused without being held in memory."""
+    number = 0
+    while line := handle.readline(limit + 1):
+        number += 1
+        if len(line) > limit:
+            rows.too_long(f"{path}:{number}")
+            while line and not line.endswith(b"\n"):
+                line = handle.readline(limit + 1)
+            continue
+        yield number, line
+
+
+def _decode(data: bytes, rows: Rows, where: str) -> str | None:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        rows.bad(where, "not UTF-8", f"is not UTF-8 (byte {error.start} is 0x{data[error.start]:02x})")
+        return None
+
+
+def _jsonl(file: InputFile, rows: Rows) -> Iterator[tuple[int, Any]]:
+    # JSON may write one byte of text as six (\u0000), and other columns come on top.
+    limit = 8 * rows.max_bytes + (1 << 20)
+    with file.open() as handle:
+        for number, line in _lines(handle, rows, file.path, limit):
+            where = f"{file.path}:{number}"
+            decoded = _decode(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, rows, where)
+            if decoded is None or not decoded.strip():
+                continue
+            try:
+                row = json.loads(decoded)
+            except ValueError as error:
+                rows.bad(where, "not JSON", f"is not JSON ({error})")
+                continue
+            if not isinstance(row, dict):
+                rows.bad(where, "not an object", f"is {type(row).__name__}, not a JSON object with {rows.column!r}")
+            elif rows.column not in row:
+                keys = ", ".join(map(repr, row)) or "none"
+                rows.bad(where, "no text column", f"has no column {rows.column!r} (corpus.text_column); it has {keys}")
+            else:
+                yield number, row[rows.column]
+
+
+def _parquet(file: InputFile, rows: Rows) -> Iterator[tuple[int, Any]]:
+    with file.open() as handle:
+        table = pq.ParquetFile(handle)
+        schema = table.schema_arrow
+        if rows.column not in schema.names:
+            raise PipelineError(
+                f"{file.path}: has no column {rows.column!r} (corpus.text_column); it has {', '.join(schema.names)}"
+            )
+        kind = schema.field(rows.column).type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+            raise PipelineError(f"{file.path}: column {rows.column!r} (corpus.text_column) is {kind}, not string")
+        number = 0
+        for batch in table.iter_batches(batch_size=READ_BATCH, columns=[rows.column]):
+            for scalar in batch.column(0):
+                number += 1
+                try:
+                    value = scalar.as_py()
+                except UnicodeDecodeError as error:
+                    rows.bad(f"{file.path}:{number}", "not UTF-8", f"is not UTF-8 ({error.reason})")
+                    continue
+                yield number, value
+
+
+def _text(file: InputFile, rows: Rows, text_documents: str) -> Iterator[tuple[int, Any]]:
+    with file.open() as handle:
+        if text_documents == "file":
+            data = handle.read(rows.max_bytes + 1)
+            if len(data) > rows.max_bytes:
+                rows.too_long(f"{file.path}:1")
+                return
+            decoded = _decode_lines(data, rows, file.path)
+            if decoded is not None:
+                yield 1, decoded
+            return
+        lines = (
+            (number, decoded)
+            for number, line in _lines(handle, rows, file.path, rows.max_bytes + 2)
+            if (decoded := _decode(line, rows, f"{file.path}:{number}")) is not None
+        )
+        if text_documents == "line":
+            yield from ((number, line.rstrip("\r\n")) for number, line in lines if line.strip())
+        else:
+            yield from _paragraphs(lines, rows, file.path)
+
+
+def _paragraphs(lines: Iterator[tuple[int, str]], rows: Rows, path: str) -> Iterator[tuple[int, str]]:
+    """Runs of lines that are not blank; one that outgrows the limit is refused without being held in memory."""
+    paragraph: list[str] = []
+    first = size = 0
+    for number, line in lines:
+        if line.strip():
+            first = number if not size else first
+            size += len(line)
+            if size <= rows.max_bytes:
+                paragraph.append(line)
+            elif paragraph:
+                rows.too_long(f"{path}:{first}")
+                paragraph = []
+        else:
+            if paragraph:
+                yield first, "".join(paragraph).strip()
+            paragraph, size = [], 0
+    if paragraph:
+        yield first, "".join(paragraph).strip()
+
+
+def _decode_lines(data: bytes, rows: Rows, path: str) -> str | None:
+    """A whole file's text; an error names the line that is not UTF-8."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return _decode(data, rows, f"{path}:{data.count(bytes([10]), 0, error.start) + 1}")

@@ -1,0 +1,128 @@
+"""Make, check, save and open the pipeline's tokenizer: a folder that ``transformers.AutoTokenizer`` loads.
+
+Cost: opening takes milliseconds with ``tokenizers`` alone; ``transformers`` is imported only to load and to save.
+"""
+
+import json
+import logging
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from neobert.errors import PipelineError
+from neobert.io import read_json, sha256_file
+from neobert.network import probe_hub
+
+log = logging.getLogger(__name__)
+ROLES = ("pad", "unk", "cls", "sep", "mask")
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """What shards and models must agree on."""
+
+    vocab_size: int
+    pad_token_id: int
+    unk_token_id: int
+    cls_token_id: int
+    sep_token_id: int
+    mask_token_id: int
+    sha256: str  # of tokenizer.json
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def save_tokenizer(tokenizer: Tokenizer, directory: Path, special_tokens: dict[str, str]) -> None:
+    """Write ``tokenizer`` as ``transformers`` saves a fast tokenizer.
+
+    Args:
+        special_tokens: the special tokens by transformers' names (``mask_token``: ``[MASK]``).
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    # Segment ids are none of this encoder's inputs, so tokenizing must not yield them.
+    inputs = ["input_ids", "attention_mask"]
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **special_tokens).save_pretrained(
+        directory
+    )
+
+
+def load_pretrained(name_or_path: str, directory: Path) -> None:
+    """Load a tokenizer by folder or hub name and save it into ``directory``.
+
+    Raises:
+        PipelineError: it cannot be loaded, is not a fast tokenizer, or lacks a special token.
+    """
+    from transformers import AutoTokenizer
+
+    if not os.path.isdir(name_or_path) and not os.environ.get("HF_HUB_OFFLINE"):
+        probe_hub(f"tokenizer.name_or_path: {name_or_path!r}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, use_fast=True, trust_remote_code=False)
+    except Exception as error:  # the library raises many kinds; every one is about this key
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PipelineError(f"tokenizer.name_or_path: {name_or_path!r} cannot be loaded: {first_line}") from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise PipelineError(
+            f"tokenizer.name_or_path: {name_or_path!r} has no tokenizer.json (a fast tokenizer is needed)"
+        )
+    missing = [role for role in ROLES if getattr(tokenizer, f"{role}_token") is None and role != "unk"]
+    if missing:
+        raise PipelineError(
+            f"tokenizer.name_or_path: {name_or_path!r} has no {', '.join(missing)} token; an encoder needs "
+            "pad, cls, sep and mask: add them (tokenizer.add_special_tokens) and save it, or train one"
+        )
+    tokenizer.save_pretrained(directory)
+
+
+def open_tokenizer(directory: str | Path) -> tuple[Tokenizer, TokenizerInfo]:
+    """Open a saved tokenizer without ``transformers``.
+
+    Returns:
+        The Rust tokenizer, without truncation or padding, and its ids.
+
+    Raises:
+        PipelineError: files are missing, or a special token is.
+    """
+    directory = Path(directory)
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise PipelineError(f"{path}: does not exist; run `dvc repro tokenizer`, or point to a fast tokenizer's folder")
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    names = _special_tokens(directory)
+    ids = {role: tokenizer.token_to_id(names[role]) if role in names else None for role in ROLES}
+    missing = [role for role, id_ in ids.items() if id_ is None and role != "unk"]
+    if missing:
+        raise PipelineError(f"{directory}: the tokenizer has no {', '.join(missing)} token, which training needs")
+    # A byte-level tokenizer may have no unknown token: nothing is unknown to it.
+    known = {f"{role}_token_id": id_ if id_ is not None else ids["pad"] for role, id_ in ids.items()}
+    size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+    info = TokenizerInfo(vocab_size=size, sha256=sha256_file(path), **known)  # type: ignore[arg-type]
+    return tokenizer, info
+
+
+def _special_tokens(directory: Path) -> dict[str, str]:
+    """Special tokens by role, from the files that transformers writes (4 and 5 differ in where)."""
+    found: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        path = directory / name
+        values = read_json(path) if path.is_file() else {}
+        for role in ROLES:
+            value = values.get(f"{role}_token")
+            value = value.get("content") if isinstance(value, dict) else value
+            if value is not None:
+                found.setdefault(role, value)
+    return found
+
+
+def pipeline_description(tokenizer: Tokenizer) -> dict[str, Any]:
+    """tokenizer.json as a mapping, without the vocabulary."""
+    description = json.loads(tokenizer.to_str())
+    description["model"] = {k: v for k, v in description["model"].items() if k not in ("vocab", "merges")}
+    return description

@@ -1,0 +1,153 @@
+"""Train a WordPiece or byte-level BPE tokenizer on the corpus, deterministically.
+
+``tokenizers``' WordPiece trainer numbers the ``##x`` pieces in the order of a hash map and breaks ties between merges
+by those numbers, so two runs yield different vocabularies. Here the alphabet is counted first and both forms of every
+character are handed to the trainer in a fixed order; the tokenizer is then rebuilt from the trained vocabulary.
+Cost: about 4 MB of text a CPU-second.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from neobert.config.tokenizer import TokenizerConfig
+from neobert.errors import PipelineError
+
+log = logging.getLogger(__name__)
+SPECIAL = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+ALPHABET = 1000
+CASE_BOUNDARY = "(?<=[a-z0-9])(?=[A-Z])"
+SAMPLE_BATCH = 256
+
+
+def sample_texts(shards: list[Path], characters: int) -> list[str]:
+    """Documents from every shard in turn, evenly over each, until ``characters`` are reached.
+
+    Evenly: of each shard's row groups, the first documents, so that no package or file is left out.
+    """
+    texts: list[str] = []
+    groups = [(path, group) for path in shards for group in range(pq.ParquetFile(path).num_row_groups)]
+    share = -(-characters // max(len(groups), 1))
+    for path, group in groups:
+        remaining = share
+        table = pq.ParquetFile(path).read_row_group(group, columns=["text"])
+        stride = max(1, int(table.nbytes // max(share, 1)))
+        for text in table.column("text").to_pylist()[::stride]:
+            texts.append(text)
+            remaining -= len(text)
+            if remaining <= 0:
+                break
+    return texts
+
+
+def normalizer(config: TokenizerConfig) -> normalizers.Normalizer:
+    """The normalizer that ``config`` describes, made of parts that every ``transformers`` loads from tokenizer.json."""
+    parts: list[normalizers.Normalizer] = []
+    if config.split_identifiers:
+        parts += [normalizers.Replace(Regex(CASE_BOUNDARY), " "), normalizers.Replace("_", " ")]
+    if config.algorithm == "wordpiece":
+        parts.append(
+            normalizers.BertNormalizer(
+                clean_text=True,
+                handle_chinese_chars=True,
+                strip_accents=config.strip_accents,
+                lowercase=config.lowercase,
+            )
+        )
+    elif config.lowercase:
+        parts.append(normalizers.Lowercase())
+    return normalizers.Sequence(parts)
+
+
+def train_tokenizer(texts: list[str], config: TokenizerConfig) -> Tokenizer:
+    """Train on ``texts``; equal texts give equal tokenizers, byte for byte.
+
+    Raises:
+        PipelineError: there is no text, or the vocabulary is too small for the alphabet.
+    """
+    if not any(texts):
+        raise PipelineError("tokenizer: the corpus holds no text to train on; check the stage corpus")
+    return _wordpiece(texts, config) if config.algorithm == "wordpiece" else _bpe(texts, config)
+
+
+def _wordpiece(texts: list[str], config: TokenizerConfig) -> Tokenizer:
+    specials = list(SPECIAL.values())
+    draft = Tokenizer(models.WordPiece(unk_token=SPECIAL["unk_token"]))
+    draft.normalizer = normalizer(config)
+    draft.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    alphabet = _alphabet(texts, draft.normalizer, config.min_frequency)
+    smallest = len(specials) + 2 * len(alphabet)
+    if config.vocab_size <= smallest:
+        raise PipelineError(
+            f"tokenizer.vocab_size ({config.vocab_size}) must be more than {smallest}: the special tokens and two "
+            f"forms of each of the corpus's {len(alphabet)} characters"
+        )
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=config.vocab_size,
+        min_frequency=config.min_frequency,
+        special_tokens=specials + ["##" + character for character in alphabet],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+    draft.train_from_iterator(_batches(texts), trainer, length=len(texts))
+    tokenizer = Tokenizer(models.WordPiece(draft.get_vocab(), unk_token=SPECIAL["unk_token"]))
+    tokenizer.normalizer = normalizer(config)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return _finish(tokenizer)
+
+
+def _bpe(texts: list[str], config: TokenizerConfig) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL["unk_token"]))
+    tokenizer.normalizer = normalizer(config)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        min_frequency=config.min_frequency,
+        special_tokens=list(SPECIAL.values()),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_batches(texts), trainer, length=len(texts))
+    tokenizer.decoder = decoders.ByteLevel()
+    return _finish(tokenizer)
+
+
+def _finish(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.add_special_tokens(list(SPECIAL.values()))
+    cls, sep = SPECIAL["cls_token"], SPECIAL["sep_token"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A {sep}",
+        pair=f"{cls} $A {sep} $B:1 {sep}:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (cls, sep)],
+    )
+    log.info("trained a vocabulary of %d", tokenizer.get_vocab_size())
+    return tokenizer
+
+
+def _batches(texts: list[str]) -> Iterable[list[str]]:
+    return (texts[start : start + SAMPLE_BATCH] for start in range(0, len(texts), SAMPLE_BATCH))
+
+
+def _alphabet(texts: list[str], normalize: normalizers.Normalizer, min_frequency: int) -> list[str]:
+    """The most frequent characters after normalization, at most ``ALPHABET``, in a fixed order."""
+    raw: Counter[str] = Counter()
+    for text in texts:
+        raw.update(text)
+    counts: Counter[str] = Counter()
+    for character, count in raw.items():
+        for normal in normalize.normalize_str(character):
+            counts[normal] += count
+    kept = sorted((c for c in counts if counts[c] >= min_frequency and not c.isspace()), key=lambda c: (-counts[c], c))
+    return sorted(kept[:ALPHABET])
