@@ -24,17 +24,15 @@ from neobert.errors import PipelineError
 from neobert.io import atomic_path, fingerprint, read_json, sha256_file, write_json, write_manifest
 
 log = logging.getLogger(__name__)
-QUARANTINE = pl.Schema(
-    {
-        "source": pl.String,
-        "file": pl.String,
-        "row": pl.Int64,
-        "rule": pl.String,
-        "query": pl.List(pl.String),
-        "corpus": pl.List(pl.String),
-        "negative": pl.List(pl.String),
-    }
-)
+QUARANTINE: dict[str, Any] = {
+    "source": pl.String,
+    "file": pl.String,
+    "row": pl.Int64,
+    "rule": pl.String,
+    "query": pl.List(pl.String),
+    "corpus": pl.List(pl.String),
+    "negative": pl.List(pl.String),
+}
 
 
 @dataclass

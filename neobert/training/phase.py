@@ -1,4 +1,4 @@
-"""One phase of masked-language-model training: pretraining, and longer context, which differ in data and params only."""
+"""One phase of masked-language-model training; pretraining and longer context differ in data and params only."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,6 @@ from neobert.config.runtime import RuntimeConfig
 from neobert.config.scheduler import SchedulerConfig
 from neobert.config.trainer import TrainerConfig
 from neobert.errors import PipelineError
-from neobert.io import write_json
 from neobert.model.heads import MaskedLM
 from neobert.model.storage import ModelInfo, save_model
 from neobert.packing.shards import PackedDataset
@@ -27,11 +25,11 @@ from neobert.tokenization.tokenizer import open_tokenizer
 from neobert.training.evaluate import evaluator
 from neobert.training.launch import is_main_process
 from neobert.training.masking import MaskTable
-from neobert.training.metrics import write_csv
 from neobert.training.mlm import MlmSource
 from neobert.training.objective import PretrainModel
-from neobert.training.plots import loss_curve
-from neobert.training.trainer import Evaluate, TrainResult, train
+from neobert.training.reports import write_reports
+from neobert.training.scratch import runs_dir
+from neobert.training.trainer import Evaluate, train
 
 log = logging.getLogger(__name__)
 EVAL_SPLITS = ("validation", "eval", "test", "dev")
@@ -66,7 +64,7 @@ class Phase:
         Raises:
             PipelineError: data, tokenizer and model do not belong together, or as `train`.
         """
-        data = PackedDataset(self.packed / "train")
+        data = self._open("train")
         info = dataclasses.replace(info, max_length=data.max_length)
         check_fit(self.stage, data, info)
         source, evaluate = self._sources(data)
@@ -96,6 +94,9 @@ class Phase:
             save(self.out, result.state_dict)
             write_reports(self.reports, result, self.stage)
 
+    def _open(self, split: str) -> PackedDataset:
+        return PackedDataset(self.packed / split, verified=runs_dir() / "verified")
+
     def _sources(self, data: PackedDataset) -> tuple[MlmSource, Evaluate | None]:
         """Training batches, and the evaluation that `dataset.*` asks for."""
         _, tokenizer = open_tokenizer(self.tokenizer)
@@ -119,7 +120,7 @@ class Phase:
             raise PipelineError(f"dataset.eval_split: {name!r} is not a split of {self.packed}, which has {have}")
         found = [split for split in EVAL_SPLITS if (self.packed / split).is_dir()]
         if name or found:
-            return PackedDataset(self.packed / (name or found[0])), 0
+            return self._open(name or found[0]), 0
         samples = self.dataset.eval_samples
         if samples is None:
             log.info("%s: no split to evaluate on (dataset.eval_samples would hold rows of train out)", self.stage)
@@ -159,7 +160,7 @@ def check_fit(stage: str, data: PackedDataset, info: ModelInfo) -> None:
     Raises:
         PipelineError: another tokenizer, ids beyond the vocabulary, or rows longer than the model's positions.
     """
-    if data.tokenizer_sha256 != info.tokenizer_sha256:
+    if data.manifest["tokenizer"]["sha256"] != info.tokenizer_sha256:
         raise PipelineError(
             f"{stage}: rows in {data.directory} were made with another tokenizer than the model's; "
             "run `dvc repro` to make them anew"
@@ -178,17 +179,3 @@ def check_fit(stage: str, data: PackedDataset, info: ModelInfo) -> None:
 def model_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A `MaskedLM`'s state out of a `PretrainModel`'s."""
     return {key.removeprefix("model."): value for key, value in state.items()}
-
-
-def rounded(row: dict[str, Any]) -> dict[str, Any]:
-    """Floats to 6 significant digits: what a person reads and git stores."""
-    return {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}
-
-
-def write_reports(directory: Path, result: TrainResult, title: str) -> None:
-    """metrics.json, history.csv and loss.png; without times, so that equal runs give equal files."""
-    directory.mkdir(parents=True, exist_ok=True)
-    rows = [rounded(row) for row in result.history]
-    write_json(directory / "metrics.json", rounded(result.metrics))
-    write_csv(directory / "history.csv", rows)
-    loss_curve(rows, directory / "loss.png", title)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer
 
 from neobert.config.contrastive_data import ContrastiveDataConfig, PairSource, Prompts
 from neobert.contrastive.columns import expression
@@ -15,20 +15,6 @@ from neobert.contrastive.pairs import Pairs
 from neobert.contrastive.preprocess import preprocess
 from neobert.errors import PipelineError
 from neobert.io import verify_manifest
-
-
-@pytest.fixture
-def tokenizer_dir(tmp_path: Path) -> Path:
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "q", ":"] + [f"w{i}" for i in range(100)]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    directory = tmp_path / "tokenizer"
-    directory.mkdir()
-    tokenizer.save(str(directory / "tokenizer.json"))
-    return directory
 
 
 def jsonl(path: Path, rows: list) -> Path:

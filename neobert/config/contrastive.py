@@ -1,0 +1,136 @@
+"""Section ``contrastive``: fine-tuning of the encoder into an embedding model."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from neobert.config.optimizer import OptimizerConfig
+from neobert.config.scheduler import SchedulerConfig
+from neobert.config.schema import Bounds
+from neobert.config.trainer import LoopConfig
+
+
+@dataclass(frozen=True)
+class ContrastiveTrainerConfig:
+    """The training loop's keys that contrastive training has.
+
+    A step is one global batch whose pairs are each other's negatives, so it is not accumulated from micro-batches;
+    ``contrastive.mini_batch_size`` is what saves memory.
+    """
+
+    global_batch_size: Annotated[int, "Pairs in one step, over all devices.", Bounds(ge=2)] = 256
+    max_steps: Annotated[int | None, "Optimizer steps; null follows from num_train_epochs.", Bounds(ge=1)] = None
+    num_train_epochs: Annotated[
+        float | None, "Length in passes over the pairs, instead of max_steps.", Bounds(gt=0)
+    ] = 1.0
+    mixed_precision: Annotated[
+        Literal["no", "fp32", "bf16"], "Precision of matrix products: no and fp32 are single precision."
+    ] = "no"
+    gradient_clipping: Annotated[
+        float | None, "Largest gradient norm; larger ones are scaled down to it. Null does not clip.", Bounds(gt=0)
+    ] = 1.0
+    max_skipped_steps: Annotated[
+        int, "Stop after this many skipped steps in a row (non-finite loss or gradient).", Bounds(ge=1)
+    ] = 10
+    deterministic: Annotated[
+        bool, "Use only bitwise repeatable kernels on a GPU (slower; a CPU run is always repeatable)."
+    ] = False
+    eval_steps: Annotated[
+        int | None, "Evaluate every this many steps; null evaluates at the end only.", Bounds(ge=1)
+    ] = None
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if (self.max_steps is None) == (self.num_train_epochs is None):
+            yield "max_steps", f"and num_train_epochs ({self.num_train_epochs}): set one and make the other null"
+
+    def steps(self, pairs: int) -> int:
+        """Optimizer steps over ``pairs`` pairs."""
+        if self.max_steps is not None:
+            return self.max_steps
+        return max(1, round((self.num_train_epochs or 0.0) * pairs / self.global_batch_size))
+
+    def loop(self, pairs: int, world: int) -> LoopConfig:
+        """The loop's own configuration: the whole global batch at once, spread over ``world`` ranks."""
+        return LoopConfig(
+            global_batch_size=self.global_batch_size,
+            per_device_train_batch_size=self.global_batch_size // world,
+            max_steps=self.steps(pairs),
+            mixed_precision=self.mixed_precision,
+            gradient_clipping=self.gradient_clipping,
+            max_skipped_steps=self.max_skipped_steps,
+            deterministic=self.deterministic,
+            eval_steps=self.eval_steps,
+        )
+
+
+def _optimizer() -> OptimizerConfig:
+    return OptimizerConfig(lr=2e-4, weight_decay=0.01)
+
+
+def _scheduler() -> SchedulerConfig:
+    return SchedulerConfig(name="cosine", warmup_percent=10.0)
+
+
+@dataclass(frozen=True)
+class EmbeddingWarmupConfig:
+    """A first training of the embedding table alone, as a bag of embeddings, with the same loss."""
+
+    trainer: Annotated[ContrastiveTrainerConfig, "Length and batch of the warm-up."] = field(
+        default_factory=ContrastiveTrainerConfig
+    )
+    optimizer: Annotated[OptimizerConfig, "Its optimizer."] = field(
+        default_factory=lambda: OptimizerConfig(lr=5e-3, betas=[0.9, 0.99], weight_decay=0.0)
+    )
+    scheduler: Annotated[SchedulerConfig, "Its learning rate's course."] = field(
+        default_factory=lambda: SchedulerConfig(name="linear", warmup_percent=5.0)
+    )
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig:
+    """Loss, batches, pooling and training of the embedding model."""
+
+    allow_random_weights: Annotated[
+        bool, "Start from random weights instead of models/long_context: an experiment's baseline, else refused."
+    ] = False
+    pooling: Annotated[Literal["mean", "cls", "max"], "How token vectors become one."] = "mean"
+    normalize: Annotated[bool, "Give the model's embeddings unit length (the loss uses cosines either way)."] = True
+    token_weights: Annotated[
+        Literal["none", "ones", "idf"],
+        "Train one weight a token id for pooling: none, from ones, or from inverse document frequencies in the pairs.",
+    ] = "none"
+    scale: Annotated[float, "Cosines are multiplied by it: 1 / temperature.", Bounds(gt=0)] = 20.0
+    symmetric: Annotated[bool, "Also rank the queries for each positive; the two losses are averaged."] = False
+    false_negative_margin: Annotated[
+        float | None,
+        "Ignore a candidate whose cosine exceeds the positive's by more than this; null ignores none.",
+        Bounds(ge=0, le=2),
+    ] = None
+    max_negatives: Annotated[int, "Hard negatives used of each pair.", Bounds(ge=0)] = 8
+    sampling_alpha: Annotated[
+        float, "Sources are sampled in proportion to (their pairs) ** alpha: 1 by size, 0 equally.", Bounds(ge=0, le=1)
+    ] = 0.5
+    batch_sizes: Annotated[
+        dict[str, int], "Pairs in a step of one source, by source name, where not trainer.global_batch_size."
+    ] = field(default_factory=dict)
+    mini_batch_size: Annotated[
+        int | None,
+        "Texts encoded at once (GradCache): memory of so many, the same gradients, a second forward. Null: all at once.",
+        Bounds(ge=1),
+    ] = None
+    gather_across_devices: Annotated[bool, "Negatives come from the whole global batch, not from one device."] = True
+    eval_pairs: Annotated[int, "Validation pairs among which recall is measured.", Bounds(ge=1)] = 1000
+    embedding_warmup: Annotated[EmbeddingWarmupConfig | None, "Train the embedding table first; null does not."] = None
+    trainer: Annotated[ContrastiveTrainerConfig, "Length and batch."] = field(default_factory=ContrastiveTrainerConfig)
+    optimizer: Annotated[OptimizerConfig, "The optimizer."] = field(default_factory=_optimizer)
+    scheduler: Annotated[SchedulerConfig, "The learning rate's course."] = field(default_factory=_scheduler)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        for name, size in self.batch_sizes.items():
+            if not 2 <= size <= self.trainer.global_batch_size:
+                yield "batch_sizes", f"[{name}] must be from 2 to trainer.global_batch_size"
+        if self.embedding_warmup is not None and self.pooling != "mean":
+            yield (
+                "embedding_warmup",
+                f"is a mean of embeddings, which does not fit pooling {self.pooling}; make it null",
+            )

@@ -1,0 +1,120 @@
+"""Pairs as batches for the training loop: queries, positives and negatives of a step in one padding-free stream.
+
+With ``mini_batch_size`` the stream is cut into chunks of so many texts, each text going to the chunks in turn by
+falling length, so that chunks have nearly equal tokens. Cost: two copies of the batch's tokens on the host.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from neobert.contrastive.batching import Schedule
+from neobert.contrastive.pairs import Pairs, Texts
+from neobert.errors import PipelineError
+from neobert.model.batch import flatten
+from neobert.training.source import Batch
+
+MULTIPLE = 1024
+"""A GPU's stream is padded to a multiple of this, so that a step sees few different shapes."""
+
+
+def collate(texts: list[np.ndarray], pad_token_id: int, mini_batch_size: int | None, multiple: int) -> dict[str, Any]:
+    """Texts as chunks of a flat stream.
+
+    Returns:
+        input_ids [T], position_ids [T] int64; cu_seqlens [S + 1] int32 over the whole stream; chunks: host tuples
+        (first token, last, first segment, last, texts, longest); order [texts] int64: where in the chunks' embeddings
+        each text's stands.
+    """
+    lengths = np.array([len(text) for text in texts])
+    number = 1 if mini_batch_size is None else -(-len(texts) // mini_batch_size)
+    by_length = np.argsort(-lengths, kind="stable") if number > 1 else np.arange(len(texts))
+    members = [by_length[i::number] for i in range(number)]
+    parts = [flatten([texts[i] for i in chunk], pad_token_id, multiple) for chunk in members]
+    chunks, starts, token, segment = [], [parts[0].cu_seqlens[:1]], 0, 0
+    for chunk, part in zip(members, parts, strict=True):
+        tokens, segments = len(part.input_ids), len(part.cu_seqlens) - 1
+        chunks.append((token, token + tokens, segment, segment + segments, len(chunk), part.max_seqlen))
+        starts.append(part.cu_seqlens[1:] + token)
+        token, segment = token + tokens, segment + segments
+    order = np.empty(len(texts), dtype=np.int64)
+    order[np.concatenate(members)] = np.arange(len(texts))
+    return {
+        "input_ids": torch.cat([part.input_ids for part in parts]),
+        "position_ids": torch.cat([part.position_ids for part in parts]),
+        "cu_seqlens": torch.cat(starts),
+        "chunks": tuple(chunks),
+        "order": torch.from_numpy(order),
+    }
+
+
+def collate_pairs(texts: Texts, *, pad_token_id: int, mini_batch_size: int | None, multiple: int = 1) -> Batch:
+    """One batch of these pairs, on one rank."""
+    negatives = [text for found in texts.negatives for text in found]
+    every = [*texts.queries, *texts.positives, *negatives]
+    lengths = np.array([len(text) for text in every], dtype=np.int64)
+    return collate(every, pad_token_id, mini_batch_size, multiple) | {
+        "count": len(texts.queries),
+        "tokens": int(lengths.sum()),
+        "squared_lengths": int(np.square(lengths).sum()),
+        "pair_sizes": (len(texts.queries),),
+        "negative_sizes": (len(negatives),),
+        "rank": 0,
+    }
+
+
+class PairSource:
+    """``BatchSource`` over pairs.
+
+    Args:
+        pairs: the training pairs.
+        schedule: which rows a step takes.
+        pad_token_id: fills the dummy segment.
+        max_negatives: hard negatives used of each pair.
+        mini_batch_size: texts of a chunk, or None for one chunk.
+        gather: whether ranks will see each other's texts as negatives.
+        multiple: the stream's length is padded to a multiple of it.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        schedule: Schedule,
+        *,
+        pad_token_id: int,
+        max_negatives: int,
+        mini_batch_size: int | None = None,
+        gather: bool = True,
+        multiple: int = 1,
+    ) -> None:
+        self.pairs, self.schedule, self.pad_token_id = pairs, schedule, pad_token_id
+        self.max_negatives, self.mini_batch_size, self.gather = max_negatives, mini_batch_size, gather
+        self.multiple = multiple
+        self.samples_per_epoch = pairs.rows
+        self.negatives = np.minimum(pairs.negative_counts(), max_negatives)
+
+    def micro_batches(
+        self, samples_seen: int, global_batch_size: int, micro_batch_size: int, rank: int, world: int
+    ) -> list[Batch]:
+        """This rank's part of the step's batch, always one micro-batch: pairs of a step are each other's negatives.
+
+        Raises:
+            PipelineError: the loop was told to accumulate.
+        """
+        if micro_batch_size * world != global_batch_size:
+            raise PipelineError(
+                f"contrastive.trainer.global_batch_size ({global_batch_size}) must be a multiple of the "
+                f"number of ranks ({world})"
+            )
+        _, rows = self.schedule.batch(samples_seen // global_batch_size)
+        shares = np.array_split(rows, world)
+        texts = self.pairs.take(shares[rank], self.max_negatives)
+        batch = collate_pairs(
+            texts, pad_token_id=self.pad_token_id, mini_batch_size=self.mini_batch_size, multiple=self.multiple
+        )
+        if world > 1 and self.gather:
+            batch["pair_sizes"] = tuple(len(share) for share in shares)
+            batch["negative_sizes"] = tuple(int(self.negatives[share].sum()) for share in shares)
+            batch["rank"] = rank
+        return [batch]

@@ -1,0 +1,41 @@
+"""Stage contrastive_finetune: models/long_context and data/pairs -> models/contrastive, reports/contrastive."""
+
+import os
+from pathlib import Path
+
+from neobert.config.contrastive import ContrastiveConfig
+from neobert.config.load import load, load_seed
+from neobert.config.runtime import RuntimeConfig
+from neobert.contrastive.finetune import finetune
+from neobert.training.launch import is_main_process, on_all_devices
+from neobert.training.reports import write_reports
+from neobert.training.scratch import describe, open_scratch
+from stages.stage import run
+
+
+def main() -> None:
+    """An encoder in, an embedding model out."""
+    config = load(ContrastiveConfig, "contrastive")
+    runtime = load(RuntimeConfig, "runtime")
+    if on_all_devices("stages.contrastive_finetune", runtime.distributed):
+        return
+    with open_scratch("contrastive_finetune", describe("contrastive_finetune")) as scratch:
+        done = finetune(
+            config,
+            Path("data/pairs"),
+            Path("models/long_context"),
+            runtime=runtime,
+            seed=load_seed(),
+            scratch=scratch,
+            world=int(os.environ.get("WORLD_SIZE", "1")),
+        )
+        if not is_main_process():
+            return
+        done.start.save(Path("models/contrastive"), done.result.state_dict)
+        write_reports(Path("reports/contrastive"), done.result, "contrastive")
+        if done.warmup is not None:
+            write_reports(Path("reports/contrastive/embedding_warmup"), done.warmup, "embedding warm-up")
+
+
+if __name__ == "__main__":
+    run(main)

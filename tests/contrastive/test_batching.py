@@ -1,0 +1,95 @@
+"""Batches: pure in the step, one source each, no repeated texts, the same rows whatever the ranks."""
+
+import json
+
+import numpy as np
+import pytest
+
+from neobert.config.contrastive_data import ContrastiveDataConfig, PairSource
+from neobert.contrastive.batching import Schedule
+from neobert.contrastive.pairs import Pairs
+from neobert.contrastive.preprocess import preprocess
+from neobert.contrastive.source import PairSource as Source
+from neobert.contrastive.source import collate
+from neobert.errors import PipelineError
+
+
+def test_batches_depend_on_the_step_alone(world):
+    pairs = Pairs(world / "pairs", "train")
+    schedule = Schedule(pairs, 16, {}, 0.5, seed=3)
+    forward = [schedule.batch(step) for step in range(60)]
+    for step in (59, 0, 31):
+        group, rows = Schedule(pairs, 16, {}, 0.5, seed=3).batch(step)
+        assert group == forward[step][0]
+        assert rows.tolist() == forward[step][1].tolist()
+    assert any(rows.tolist() != Schedule(pairs, 16, {}, 0.5, seed=4).batch(s)[1].tolist() for s, (_, rows) in
+               enumerate(forward))  # fmt: skip
+
+
+def test_batches_have_one_group_and_sizes(world):
+    pairs = Pairs(world / "pairs", "train")
+    schedule = Schedule(pairs, 16, {"small": 8}, 0.5, seed=0)
+    groups = []
+    for step in range(200):
+        group, rows = schedule.batch(step)
+        assert set(pairs.groups[rows]) == {group}
+        assert len(rows) == {"big": 16, "small": 8}[pairs.names[group]]
+        groups.append(group)
+    counts = np.bincount(pairs.groups) ** 0.5
+    assert np.bincount(groups) / 200 == pytest.approx(counts / counts.sum(), abs=0.02)
+
+
+def test_a_pass_takes_each_row_once(world):
+    pairs = Pairs(world / "pairs", "train")
+    schedule = Schedule(pairs, 16, {}, 1.0, seed=0)
+    steps = [schedule.batch(step) for step in range(schedule.steps_per_epoch * 4)]
+    big = [rows for group, rows in steps if pairs.names[group] == "big"]
+    per_pass = int(schedule.batches_per_pass[0])
+    for start in range(0, len(big) - per_pass, per_pass):
+        rows = np.concatenate(big[start : start + per_pass])
+        assert len(np.unique(rows)) == len(rows)
+
+
+def test_no_text_twice_in_a_batch(tmp_path, tokenizer_dir):
+    rows = [{"query": f"w{i % 7} w1", "corpus": f"w{i % 11} w2 w{i}", "negative": f"w{i % 19} w3"} for i in range(80)]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = PairSource(path=str(tmp_path / "p.jsonl"), negative="negative")
+    config = ContrastiveDataConfig(sources={"s": source}, decontaminate=[], validation_fraction=0.0)
+    preprocess(config, tokenizer_dir, tmp_path / "pairs", tmp_path / "cache")
+    pairs = Pairs(tmp_path / "pairs", "train")
+    schedule = Schedule(pairs, 5, {}, 1.0, seed=0)
+    sizes = []
+    for step in range(40):
+        _, chosen = schedule.batch(step)
+        hashes = np.concatenate([pairs.hashes(row) for row in chosen])
+        assert len(np.unique(hashes)) == len(hashes)
+        sizes.append(len(chosen))
+    assert np.mean(sizes) > 4.4
+
+
+def test_ranks_share_the_batch(world):
+    pairs = Pairs(world / "pairs", "train")
+    source = Source(pairs, Schedule(pairs, 16, {}, 0.5, 0), pad_token_id=0, max_negatives=2)
+    (whole,) = source.micro_batches(32, 16, 16, 0, 1)
+    parts = [source.micro_batches(32, 16, 4, rank, 4)[0] for rank in range(4)]
+    assert sum(part["count"] for part in parts) == whole["count"]
+    assert sum(part["tokens"] for part in parts) == whole["tokens"]
+    assert parts[0]["negative_sizes"] == parts[3]["negative_sizes"]
+    assert sum(parts[0]["negative_sizes"]) == whole["negative_sizes"][0]
+    with pytest.raises(PipelineError, match="multiple of the number of ranks"):
+        source.micro_batches(0, 16, 4, 0, 2)
+
+
+def test_collate_keeps_every_text():
+    texts = [np.arange(1, 1 + n) for n in (3, 9, 1, 4, 4, 2, 7)]
+    for mini_batch_size in (None, 1, 2, 3, 100):
+        batch = collate(texts, 0, mini_batch_size, multiple=4)
+        found = []
+        for t0, t1, s0, s1, count, longest in batch["chunks"]:
+            starts = batch["cu_seqlens"][s0 : s1 + 1].tolist()
+            assert (starts[0], starts[-1]) == (t0, t1)
+            assert (t1 - t0) % 4 == 0
+            lengths = np.diff(starts)
+            assert longest >= lengths.max()
+            found += [batch["input_ids"][a:b].tolist() for a, b in zip(starts, starts[1:], strict=False)][:count]
+        assert [found[i] for i in batch["order"].tolist()] == [text.tolist() for text in texts]

@@ -1,0 +1,119 @@
+"""Fine-tuning end to end on a tiny world: it learns, resumes exactly, saves what it trained, and refuses bad starts."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from neobert.config.contrastive import ContrastiveConfig, ContrastiveTrainerConfig, EmbeddingWarmupConfig
+from neobert.config.optimizer import OptimizerConfig
+from neobert.config.runtime import RuntimeConfig
+from neobert.config.scheduler import SchedulerConfig
+from neobert.contrastive import finetune as module
+from neobert.contrastive.finetune import finetune
+from neobert.errors import PipelineError
+from neobert.model.storage import load_embedding_model, load_model
+
+from .conftest import save_pretrained
+
+RUNTIME = RuntimeConfig(save_steps=4, logging_steps=2)
+
+
+def config(steps: int = 8, warmup: bool = True, **changes) -> ContrastiveConfig:
+    trainer = ContrastiveTrainerConfig(global_batch_size=16, max_steps=steps, num_train_epochs=None, eval_steps=4)
+    warm = EmbeddingWarmupConfig(trainer=trainer, optimizer=OptimizerConfig(lr=2e-2, weight_decay=0.0))
+    return ContrastiveConfig(
+        token_weights="idf",
+        trainer=trainer,
+        optimizer=OptimizerConfig(lr=2e-3, weight_decay=0.01),
+        scheduler=SchedulerConfig(name="constant"),
+        embedding_warmup=warm if warmup else None,
+        **changes,
+    )
+
+
+def run(world: Path, scratch: Path, cfg: ContrastiveConfig, seed: int = 1, runtime: RuntimeConfig = RUNTIME):
+    return finetune(cfg, world / "pairs", world / "model", runtime=runtime, seed=seed, scratch=scratch, world=1)
+
+
+def test_it_learns_and_saves_what_it_trained(world, tmp_path):
+    done = run(world, tmp_path / "run", config(60))
+    before, after = done.warmup.history[0]["loss"], done.result.history[-1]
+    losses = [row["loss"] for row in done.result.history if "loss" in row]
+    assert losses[-1] < before * 0.8
+    assert {"eval_loss", "eval_accuracy", "eval_recall_at_10", "eval_mrr_at_10"} <= {
+        key for row in done.result.history for key in row
+    }, after
+    done.start.save(tmp_path / "model", done.result.state_dict)
+    embedder, info = load_embedding_model(tmp_path / "model")
+    assert info.embedding is not None
+    assert info.embedding.token_weights
+    start = done.start.embedder.eval()
+    ids, positions = torch.tensor([2, 50, 60, 3]), torch.arange(4)
+    from neobert.model.batch import FlatBatch
+
+    batch = FlatBatch(ids, positions, torch.tensor([0, 4], dtype=torch.int32), 4)
+    with torch.no_grad():
+        assert torch.equal(embedder(batch, 1), start(batch, 1))
+    trained, original = load_model(tmp_path / "model")[0], load_model(world / "model")[0]
+    assert not torch.equal(trained.encoder.layers[0].mlp_norm.weight, original.encoder.layers[0].mlp_norm.weight)
+
+
+def test_resume_is_exact(world, tmp_path):
+    whole = run(world, tmp_path / "whole", config(8)).result.state_dict
+    interrupted = tmp_path / "interrupted"
+    run(world, interrupted, config(8))
+    shutil.rmtree(interrupted / "checkpoints" / "8")  # as if it had stopped at step 4
+    shutil.rmtree(interrupted / "embedding_warmup" / "checkpoints" / "8")
+    resumed = run(world, interrupted, config(8)).result.state_dict
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_warmup_matters_and_is_taken_over(world, tmp_path):
+    done = run(world, tmp_path / "run", config(1))
+    cold = run(world, tmp_path / "cold", config(1, warmup=False))
+    key = "embedder.encoder.embeddings.weight"
+    assert not torch.equal(done.result.state_dict[key], cold.result.state_dict[key])
+    assert cold.warmup is None
+
+
+def test_grad_cache_trains_the_same(world, tmp_path):
+    whole = run(world, tmp_path / "a", config(3, warmup=False)).result.state_dict
+    chunked = run(world, tmp_path / "b", config(3, warmup=False, mini_batch_size=7)).result.state_dict
+    for key, value in whole.items():
+        assert torch.allclose(chunked[key], value, atol=1e-3), key
+
+
+def test_a_wrong_start_is_refused(world, tmp_path):
+    def refused(match: str, root: Path, cfg: ContrastiveConfig) -> None:
+        with pytest.raises(PipelineError, match=match):
+            finetune(cfg, world / "pairs", root, runtime=RUNTIME, seed=0, scratch=tmp_path / "never", world=1)
+
+    root = tmp_path / "model"
+    save_pretrained(root, world / "tokenizer")
+    state = load_file(root / "model.safetensors")
+    dropped = {k: v for k, v in state.items() if "layers.1.mlp" not in k}
+    save_file(dropped, root / "model.safetensors")
+    refused(r"missing encoder\.layers\.1\.mlp", root, config())
+    finetune(  # the explicit way to start from random weights reads no weights at all
+        config(1, warmup=False, allow_random_weights=True), world / "pairs", root,
+        runtime=RUNTIME, seed=0, scratch=tmp_path / "random", world=1,
+    )  # fmt: skip
+    save_pretrained(root, world / "tokenizer")
+    info = root / "tokenizer_info.json"
+    info.write_text(info.read_text().replace('"tokenizer_sha256": "', '"tokenizer_sha256": "0'))
+    refused("different tokenizers", root, config())
+
+
+def test_random_start_follows_the_seed(world):
+    pairs = module.Pairs(world / "pairs", "train")
+    cfg = config(1, allow_random_weights=True)
+    starts = [module.start_from(world / "model", pairs, cfg, seed).state() for seed in (1, 1, 2)]
+    key = "encoder.layers.0.attention.qkv.weight"
+    assert torch.equal(starts[0][key], starts[1][key])
+    assert not torch.equal(starts[0][key], starts[2][key])
+    loaded = module.start_from(world / "model", pairs, dataclasses.replace(cfg, allow_random_weights=False), 1).state()
+    assert torch.equal(loaded[key], load_model(world / "model")[0].state_dict()[key])

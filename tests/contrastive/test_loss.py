@@ -1,0 +1,73 @@
+"""Losses against sentence-transformers' own on the same embeddings, and against a plain reference."""
+
+import numpy as np
+import pytest
+import torch
+
+from neobert.contrastive.loss import MultipleNegativesRankingLoss
+
+
+def embeddings(pairs: int, negatives: int, width: int = 16) -> list[torch.Tensor]:
+    torch.manual_seed(pairs + negatives)
+    return [torch.randn(n, width, requires_grad=True) for n in (pairs, pairs, negatives)]
+
+
+def gradients(loss: torch.Tensor, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [g for g in torch.autograd.grad(loss, tensors, allow_unused=True) if g is not None]
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("negatives", [0, 1, 3])
+@pytest.mark.parametrize("scale", [20.0, 50.0])
+def test_equals_sentence_transformers(symmetric, negatives, scale):
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss as Theirs
+
+    q, p, n = embeddings(7, 7 * negatives)
+    directions = ("query_to_doc", "doc_to_query") if symmetric else ("query_to_doc",)
+    mode = "per_direction" if symmetric else "joint"
+    theirs = Theirs(torch.nn.Identity(), scale=scale, directions=directions, partition_mode=mode)
+    # Theirs takes one column a negative; ours takes them in any order.
+    columns = list(n.view(7, negatives, -1).unbind(1)) if negatives else []
+    expected = theirs.compute_loss_from_embeddings([q, p, *columns], None)
+    loss, metrics = MultipleNegativesRankingLoss(scale, symmetric)(q, p, n, 0, 7)
+    assert torch.allclose(loss / 7, expected, atol=1e-5)
+    for ours, other in zip(gradients(loss / 7, [q, p, n]), gradients(expected, [q, p, n]), strict=False):
+        assert torch.allclose(ours, other, atol=1e-5)
+    assert 0 <= metrics["accuracy"] <= 7
+
+
+def test_ragged_negatives_and_margin_against_a_plain_reference():
+    q, p, n = embeddings(5, 4)
+    unit = [np.asarray(x.detach() / x.detach().norm(dim=1, keepdim=True), dtype=np.float64) for x in (q, p, n)]
+    cosines = unit[0] @ np.concatenate(unit[1:]).T
+    expected = 0.0
+    for i in range(5):
+        kept = [c for j, c in enumerate(cosines[i]) if j == i or c <= cosines[i, i] + 0.1]
+        expected += np.log(np.exp(20 * np.array(kept)).sum()) - 20 * cosines[i, i]
+    loss, _ = MultipleNegativesRankingLoss(20.0, false_negative_margin=0.1)(q, p, n, 0, 5)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert expected < MultipleNegativesRankingLoss(20.0)(q, p, n, 0, 5)[0].item()
+
+
+def test_parts_add_up_to_the_whole():
+    q, p, n = embeddings(6, 3)
+    loss = MultipleNegativesRankingLoss(20.0, symmetric=True)
+    whole = loss(q, p, n, 0, 6)[0]
+    assert torch.allclose(loss(q, p, n, 0, 2)[0] + loss(q, p, n, 2, 4)[0], whole, rtol=1e-6)
+
+
+def test_ranks_in_evaluation():
+    loss = MultipleNegativesRankingLoss(20.0).eval()
+    q = torch.eye(4)[:3]
+    _, metrics = loss(q, q[[0, 2, 2]], q[:0], 0, 3)
+    # Query 1 is at right angles to all documents: they tie. Query 2 meets its document twice, which is no error.
+    assert metrics["accuracy"] == 3
+    assert metrics["recall_at_10"] == 3
+    assert metrics["mrr_at_10"] == pytest.approx(3)
+
+
+def test_bf16_embeddings_are_compared_in_fp32():
+    q, p, n = (x.detach().bfloat16() for x in embeddings(4, 2))
+    loss, _ = MultipleNegativesRankingLoss(20.0)(q, p, n, 0, 4)
+    assert loss.dtype == torch.float32
+    assert torch.allclose(loss, MultipleNegativesRankingLoss(20.0)(q.float(), p.float(), n.float(), 0, 4)[0])

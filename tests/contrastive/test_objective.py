@@ -1,0 +1,105 @@
+"""The objective: chunked equals whole, gathered over ranks equals one rank, the bag equals its definition."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from neobert.contrastive.batching import Schedule
+from neobert.contrastive.loss import MultipleNegativesRankingLoss
+from neobert.contrastive.objective import ContrastiveModel
+from neobert.contrastive.pairs import Pairs
+from neobert.contrastive.source import PairSource
+from neobert.contrastive.warmup import BagOfEmbeddings, inverse_document_frequencies
+from neobert.model.embedding import EmbeddingModel
+from neobert.model.storage import load_model
+from neobert.training.source import HOST_KEYS
+
+
+def objective(root: Path, token_weights: bool = True, bag: bool = False) -> ContrastiveModel:
+    model, _, _ = load_model(root / "model")
+    embedder = EmbeddingModel(model.encoder, "mean", True, token_weights)
+    if token_weights:
+        embedder.set_token_weights(torch.linspace(0.5, 4.0, 128))
+    return ContrastiveModel(
+        BagOfEmbeddings(embedder) if bag else embedder, MultipleNegativesRankingLoss(20.0, symmetric=True)
+    )
+
+
+def source(root: Path, **changes) -> PairSource:
+    pairs = Pairs(root / "pairs", "train")
+    return PairSource(pairs, Schedule(pairs, 12, {}, 1.0, 0), **({"pad_token_id": 0, "max_negatives": 2} | changes))
+
+
+def loss_and_gradients(module: ContrastiveModel, batch: dict) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    module.zero_grad()
+    loss, _ = module({key: value for key, value in batch.items() if key not in HOST_KEYS})
+    loss.backward()
+    return loss.detach(), [p.grad.clone() for p in module.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("mini_batch_size", [1, 5, 20])
+def test_grad_cache_changes_nothing(world, mini_batch_size):
+    module = objective(world)
+    whole = loss_and_gradients(module, source(world).micro_batches(0, 12, 12, 0, 1)[0])
+    chunked = source(world, mini_batch_size=mini_batch_size, multiple=8).micro_batches(0, 12, 12, 0, 1)[0]
+    assert len(chunked["chunks"]) > 1
+    loss, gradients = loss_and_gradients(module, chunked)
+    assert torch.allclose(loss, whole[0], rtol=1e-5)
+    for a, b in zip(gradients, whole[1], strict=True):
+        assert torch.allclose(a, b, atol=2e-5)
+
+
+def _rank(rank: int, world_size: int, root: Path, store: str, out: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+    torch.set_num_threads(1)
+    batch = source(root).micro_batches(0, 12, 6, rank, world_size)[0]
+    loss, gradients = loss_and_gradients(objective(root), batch)
+    for tensor in [loss, *gradients]:
+        dist.all_reduce(tensor)
+    if rank == 0:
+        torch.save([loss, gradients], out)
+    dist.destroy_process_group()
+
+
+def test_two_ranks_equal_one(world):
+    loss, gradients = loss_and_gradients(objective(world), source(world).micro_batches(0, 12, 12, 0, 1)[0])
+    with tempfile.TemporaryDirectory() as directory:
+        out = f"{directory}/out.pt"
+        mp.spawn(_rank, (2, world, f"{directory}/store", out), nprocs=2)
+        two = torch.load(out)
+    assert torch.allclose(two[0], loss, rtol=1e-5)
+    for a, b in zip(two[1], gradients, strict=True):
+        assert torch.allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize("token_weights", [False, True])
+def test_bag_is_the_weighted_mean_of_embeddings(world, token_weights):
+    module = objective(world, token_weights, bag=True)
+    batch = source(world, multiple=64).micro_batches(0, 12, 12, 0, 1)[0]
+    found = module.embed(batch)
+    table = module.embedder.embeddings.weight
+    weights = torch.linspace(0.5, 4.0, 128) if token_weights else torch.ones(128)
+    starts = batch["cu_seqlens"].tolist()
+    for i in range(len(batch["order"])):
+        ids = batch["input_ids"][starts[i] : starts[i + 1]]
+        w = weights[ids][:, None]
+        assert torch.allclose(found[i], (table[ids] * w).sum(0) / w.sum(), atol=1e-6)
+    found.sum().backward()
+    assert table.grad is not None
+    assert torch.isfinite(table.grad).all()
+
+
+def test_inverse_document_frequencies(world):
+    pairs = Pairs(world / "pairs", "train")
+    idf = inverse_document_frequencies(pairs, 128)
+    documents = [set(d.tolist()) for d in pairs.take(range(pairs.rows)).positives]
+    for token in (2, 20, 70, 127):
+        df = sum(token in d for d in documents)
+        assert idf[token].item() == pytest.approx(np.log(1 + (pairs.rows - df + 0.5) / (df + 0.5)))
+    assert (idf > 0).all()
+    assert idf[2] < 0.01  # [CLS] is in every text
