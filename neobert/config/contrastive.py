@@ -115,7 +115,7 @@ class ContrastiveConfig:
     ] = field(default_factory=dict)
     mini_batch_size: Annotated[
         int | None,
-        "Texts encoded at once (GradCache): memory of so many, the same gradients, a second forward. Null: all at once.",
+        "Texts encoded at once (GradCache): memory of so many, same gradients, a second forward. Null: all at once.",
         Bounds(ge=1),
     ] = None
     gather_across_devices: Annotated[bool, "Negatives come from the whole global batch, not from one device."] = True

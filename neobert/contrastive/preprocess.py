@@ -100,7 +100,7 @@ def _quarantine(name: str, frame: pl.DataFrame) -> pl.DataFrame:
         return pl.col(column) if is_list else pl.concat_list(column).alias(column)
 
     columns = [as_list(column) for column in ("query", "corpus", "negative")]
-    return frame.select(pl.lit(name).alias("source"), "file", "row", "rule", *columns).cast(QUARANTINE)
+    return frame.select(pl.lit(name).alias("source"), "file", "row", "rule", *columns).cast(pl.Schema(QUARANTINE))  # type: ignore[arg-type]
 
 
 def deduplicate(pairs: pl.DataFrame) -> pl.DataFrame:

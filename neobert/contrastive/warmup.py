@@ -1,7 +1,7 @@
 """Embedding warm-up: train the embedding table alone, as a bag of embeddings, with the contrastive loss.
 
 The (weighted) mean of a text's embeddings stands for the text, so a step is one gather-and-sum instead of a
-transformer: about 2M tokens a second a CPU core, where a small transformer takes 10k. What it learns is which words mean
+transformer: about 2M tokens a second a CPU core, where a small transformer takes 10k. It learns which words mean
 alike, over all pairs, before the transformer sees a few of them. The parameters are the model's own, trained in place.
 """
 
