@@ -1,4 +1,4 @@
-"""Go on pretraining at a longer context: models/pretrained, data/packed_long -> models/long_context, reports/longer_context.
+"""Go on pretraining at a longer context: models/pretrained, data/packed_long -> models/long_context.
 
 The same trainer on other data: weights come in, optimizer and schedule start anew.
 """

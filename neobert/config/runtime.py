@@ -40,7 +40,8 @@ class RuntimeConfig:
         str | int | bool,
         "auto: this very run; latest: the stage's newest compatible one; a path or step; false: start anew.",
     ] = "auto"
-    prefetch: Annotated[int, "Steps whose batches are made ahead by a thread; 0 makes them in line.", Bounds(ge=0)] = 2
+    num_workers: Annotated[int, "Threads that make batches; 0 makes them in line.", Bounds(ge=0)] = 1
+    prefetch_factor: Annotated[int, "Steps whose batches each thread makes ahead.", Bounds(ge=1)] = 2
     timing: Annotated[bool, "Measure where the time of each step goes, and log and record it."] = False
     distributed: Annotated[DistributedConfig, "How the run is spread over devices."] = field(
         default_factory=DistributedConfig

@@ -19,6 +19,7 @@ SECTIONS = {
     "packing": ("packing", "PackingConfig"),
     "model": ("model", "ModelConfig"),
     "datacollator": ("datacollator", "DataCollatorConfig"),
+    "dataset": ("dataset", "DatasetConfig"),
     "trainer": ("trainer", "TrainerConfig"),
     "optimizer": ("optimizer", "OptimizerConfig"),
     "scheduler": ("scheduler", "SchedulerConfig"),

@@ -15,6 +15,7 @@ import logging
 import os
 import pickle
 import shutil
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -31,6 +32,7 @@ from neobert.io import MANIFEST, fsync_directory, read_json, verify_manifest, wr
 from neobert.training.distributed import Workers
 
 log = logging.getLogger(__name__)
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what we intend
 STATE = "state.json"
 _TORCH_TYPES = {str(value).removeprefix("torch.") for value in vars(torch).values() if isinstance(value, torch.dtype)}
 _METADATA_NAMES = {

@@ -4,8 +4,8 @@
     NEOBERT_LAUNCH='srun torchrun ...' dvc repro  that command, then `-m stages.<name>`: many nodes from one dvc process
     torchrun / accelerate launch / srun          the stage joins (RANK and WORLD_SIZE are set)
 
-The result does not depend on how many ranks there are (`trainer.global_batch_size` fixes the mathematics). When one rank
-fails the others are ended and the failed one's rank and cause are named.
+The result does not depend on how many ranks there are (`trainer.global_batch_size` fixes the mathematics). When
+one rank fails the others are ended and the failed one's rank and cause are named.
 """
 
 from __future__ import annotations

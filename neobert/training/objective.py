@@ -19,14 +19,19 @@ from neobert.model.ngpt import normalize_weights
 from neobert.training.masking import IGNORED
 from neobert.training.metrics import train_flops
 
-CHUNK = 8192  # rows of logits at once: large enough to fill a GPU, 1 GiB in fp32 at a vocabulary of 32,768
+CHUNK = {"cpu": 512, "cuda": 8192}
+"""Rows of logits at once: on a GPU enough to fill it (1 GiB in fp32 at V = 32,768), on a CPU few enough for its cache."""
 
 
-def _chunk_logits(hidden: Tensor, weight: Tensor, labels: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(log-probabilities [c, V] fp32, targets [c, 1], whether counted [c, 1]) of the chunk from row `start`."""
-    label = labels[start : start + CHUNK, None]
-    log_probabilities = torch.log_softmax((hidden[start : start + CHUNK] @ weight.T).float(), dim=-1)
-    return log_probabilities, label.clamp_min(0), label != IGNORED
+def _chunks(hidden: Tensor) -> list[slice]:
+    size = CHUNK.get(hidden.device.type, 8192)
+    return [slice(start, start + size) for start in range(0, hidden.shape[0], size)]
+
+
+def _chunk_logits(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(log-probabilities [c, V] fp32, targets [c, 1], whether counted [c, 1]) of one chunk of rows."""
+    log_probabilities = torch.log_softmax((hidden @ weight.T).float(), dim=-1)
+    return log_probabilities, labels[:, None].clamp_min(0), labels[:, None] != IGNORED
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -38,13 +43,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden)
         # fp32, so that summing over chunks does not round in bf16.
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        for start in range(0, hidden.shape[0], CHUNK):
-            log_probabilities, target, counted = _chunk_logits(hidden, weight, labels, start)
+        for rows in _chunks(hidden):
+            log_probabilities, target, counted = _chunk_logits(hidden[rows], weight, labels[rows])
             loss = loss - (log_probabilities.gather(1, target) * counted).sum()
-            grad = log_probabilities.exp()
-            grad = (grad.scatter_add(1, target, grad.new_full(target.shape, -1.0)) * counted).to(hidden.dtype)
-            grad_hidden[start : start + CHUNK] = grad @ weight
-            grad_weight = grad_weight + grad.T @ hidden[start : start + CHUNK]
+            grad = log_probabilities.exp_()  # in place: on a CPU a fresh tensor costs more than the arithmetic
+            grad = grad.scatter_add_(1, target, grad.new_full(target.shape, -1.0)).mul_(counted).to(hidden.dtype)
+            grad_hidden[rows] = grad @ weight
+            grad_weight = grad_weight + grad.T @ hidden[rows]
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         return loss
@@ -75,8 +80,8 @@ def masked_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tens
         if torch.is_grad_enabled():
             return _ChunkedCrossEntropy.apply(hidden, weight, labels)
         loss = hidden.new_zeros((), dtype=torch.float32)
-        for start in range(0, hidden.shape[0], CHUNK):
-            log_probabilities, target, counted = _chunk_logits(hidden, weight, labels, start)
+        for rows in _chunks(hidden):
+            log_probabilities, target, counted = _chunk_logits(hidden[rows], weight, labels[rows])
             loss = loss - (log_probabilities.gather(1, target) * counted).sum()
         return loss
 
@@ -85,9 +90,9 @@ def masked_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tens
 def masked_correct(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """How many rows' largest logit is their label (0-d fp32); chunked, so that full logits are never held."""
     correct = hidden.new_zeros((), dtype=torch.float32)
-    for start in range(0, hidden.shape[0], CHUNK):
-        guesses = (hidden[start : start + CHUNK] @ weight.to(hidden.dtype).T).argmax(dim=-1)
-        correct = correct + (guesses == labels[start : start + CHUNK]).sum()
+    for rows in _chunks(hidden):
+        guesses = (hidden[rows] @ weight.to(hidden.dtype).T).argmax(dim=-1)
+        correct = correct + (guesses == labels[rows]).sum()
     return correct
 
 

@@ -30,7 +30,7 @@ from neobert.training.distributed import Workers
 from neobert.training.model_checkpoint import SaveModel, full_state, model_writer
 from neobert.training.numerics import SkipWatch
 from neobert.training.optimizer import build_optimizer
-from neobert.training.prefetch import Prefetcher
+from neobert.training.prefetch import device_batches
 from neobert.training.record import Recorder
 from neobert.training.schedule import multiplier
 from neobert.training.scratch import PREEMPTED
@@ -162,9 +162,10 @@ class _Loop:
         """Steps `start` to `max_steps`."""
         steps = range(start, self.trainer.max_steps)
         watch = SkipWatch(self.trainer.max_skipped_steps, self.step.window["skipped_in_row"])
-        prefetcher = Prefetcher(self.batches, steps, self.workers.device, self.runtime.prefetch)
-        with StopRequest(self.workers) as stop, prefetcher:
-            ready = iter(prefetcher)
+        ready = device_batches(
+            self.batches, steps, self.workers.device, self.runtime.num_workers, self.runtime.prefetch_factor
+        )
+        with StopRequest(self.workers) as stop, contextlib.closing(ready):
             for index in steps:
                 with self.step.timing.section("data_wait"):
                     batches = next(ready)

@@ -66,7 +66,7 @@ def source(seed: int = 7, **changes) -> MlmSource:
 
 
 TRAINER = {"global_batch_size": 8, "per_device_train_batch_size": 4, "max_steps": 12}
-RUNTIME = {"logging_steps": 2, "save_steps": 4, "prefetch": 1}
+RUNTIME = {"logging_steps": 2, "save_steps": 4, "num_workers": 1}
 
 
 def run(
