@@ -1,0 +1,149 @@
+"""Users' files: every format, and every way in which they can be wrong."""
+
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from neobert.config.corpus import CorpusConfig, HubDataset
+from neobert.corpus.build import write_corpus
+from neobert.errors import PipelineError
+from neobert.io import read_manifest
+
+
+def build(tmp_path, files, **options):
+    config = CorpusConfig(source="files", files=[str(f) for f in files], **{"validation_fraction": 0.001, **options})
+    manifest = write_corpus(config, tmp_path / "corpus", tmp_path / "embedded")
+    rows = [row for name in manifest["files"] for row in pq.read_table(tmp_path / "corpus" / name).to_pylist()]
+    return sorted(row["text"] for row in rows), manifest
+
+
+def jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_formats_globs_and_compression(tmp_path):
+    jsonl(tmp_path / "a.jsonl", [{"text": "one"}, {"text": "two é"}])
+    with gzip.open(tmp_path / "b.jsonl.gz", "wt") as handle:
+        handle.write('{"text": "three"}\n\n')
+    pq.write_table(pa.table({"text": ["four", "five"], "other": [1, 2]}), tmp_path / "c.parquet")
+    (tmp_path / "d.txt").write_text("six\nseven\n")
+    texts, manifest = build(tmp_path, [tmp_path / "*.jsonl*", tmp_path / "c.parquet", tmp_path / "d.txt"])
+    assert texts == sorted(["one", "two é", "three", "four", "five", "six\nseven\n"])
+    assert manifest["sources"] == [str(tmp_path / "*.jsonl*"), str(tmp_path / "c.parquet"), str(tmp_path / "d.txt")]
+    assert len(manifest["files"]) == 4, "each input file begins a shard"
+    assert read_manifest(tmp_path / "embedded")["files"] == {}
+
+
+def test_url(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", [{"text": "one"}])
+    assert build(tmp_path, [f"file://{path}"])[0] == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("unit", "expected"), [("line", ["a", "b", "c"]), ("paragraph", ["a\nb", "c"]), ("file", ["a\nb\n\n\nc\n"])]
+)
+def test_text_documents(tmp_path, unit, expected):
+    (tmp_path / "a.txt").write_text("a\nb\n\n\nc\n")
+    assert build(tmp_path, [tmp_path / "a.txt"], text_documents=unit)[0] == expected
+
+
+BAD = {
+    "not JSON": (b'{"text": "fine"}\n{"text": \n', r"a\.jsonl:2: is not JSON"),
+    "not UTF-8": (b'{"text": "fine"}\n\n{"text": "\xff"}\n', r"a\.jsonl:3: is not UTF-8"),
+    "no text column": (
+        b'{"text": "fine"}\n{"body": "x", "id": 1}\n',
+        r"a\.jsonl:2: has no column 'text'.*'body', 'id'",
+    ),
+    "no text": (b'{"text": "fine"}\n{"text": null}\n', r"a\.jsonl:2: 'text' is null"),
+    "not a string": (b'{"text": "fine"}\n{"text": 5}\n', r"a\.jsonl:2: 'text' is int"),
+    "not an object": (b'{"text": "fine"}\n[1]\n', r"a\.jsonl:2: is list"),
+    "empty": (b'{"text": "fine"}\n{"text": "  "}\n', r"a\.jsonl:2: the document is empty"),
+    "too long": (b'{"text": "fine"}\n{"text": "' + b"x" * 101 + b'"}\n', r"a\.jsonl:2: .*max_document_bytes \(100\)"),
+    "not Unicode": (b'{"text": "fine"}\n{"text": "\\ud800"}\n', r"a\.jsonl:2: .*surrogate"),
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_bad_rows_fail_with_file_and_line_or_are_counted(tmp_path, reason):
+    data, message = BAD[reason]
+    (tmp_path / "a.jsonl").write_bytes(data)
+    with pytest.raises(PipelineError, match=message):
+        build(tmp_path, [tmp_path / "a.jsonl"], max_document_bytes=100)
+    texts, manifest = build(tmp_path, [tmp_path / "a.jsonl"], max_document_bytes=100, on_bad_rows="skip")
+    assert texts == ["fine"]
+    assert manifest["skipped_rows"] == {reason: 1}
+
+
+def test_a_huge_line_is_refused_without_being_read_whole(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "' + b"x" * (4 << 20) + b'"}\n{"text": "fine"}\n')
+    texts, manifest = build(tmp_path, [path], max_document_bytes=100, on_bad_rows="skip")
+    assert texts == ["fine"]
+    assert manifest["skipped_rows"] == {"too long": 1}
+
+
+@pytest.mark.parametrize(("unit", "line"), [("file", 1), ("line", 2), ("paragraph", 2)])
+def test_text_files_report_lines_too(tmp_path, unit, line):
+    (tmp_path / "a.txt").write_text("aa\n" + "b" * 200 + "\n")
+    with pytest.raises(PipelineError, match=rf"a\.txt:{line}: .*max_document_bytes"):
+        build(tmp_path, [tmp_path / "a.txt"], max_document_bytes=100, text_documents=unit)
+    (tmp_path / "a.txt").write_bytes(b"fine\nb\xff\n")
+    with pytest.raises(PipelineError, match=r"a\.txt:2: is not UTF-8"):
+        build(tmp_path, [tmp_path / "a.txt"], text_documents=unit)
+
+
+def test_parquet_column_errors_list_columns(tmp_path):
+    pq.write_table(pa.table({"body": ["x"], "n": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(PipelineError, match=r"no column 'text' \(corpus.text_column\); it has body, n"):
+        build(tmp_path, [tmp_path / "a.parquet"])
+    with pytest.raises(PipelineError, match=r"'n' .* is int64, not string"):
+        build(tmp_path, [tmp_path / "a.parquet"], text_column="n")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 nonsense")
+    with pytest.raises(PipelineError, match=r"a\.parquet: cannot be read"):
+        build(tmp_path, [tmp_path / "a.parquet"])
+
+
+def test_missing_and_unknown_files_are_refused_before_any_is_read(tmp_path):
+    good = jsonl(tmp_path / "a.jsonl", [{"text": "x"}])
+    with pytest.raises(PipelineError, match="matches no file"):
+        build(tmp_path, [good, tmp_path / "none-*.jsonl"])
+    (tmp_path / "b.pdf").write_text("x")
+    with pytest.raises(PipelineError, match="none of the endings"):
+        build(tmp_path, [good, tmp_path / "b.pdf"])
+
+
+def test_nothing_to_train_on(tmp_path):
+    (tmp_path / "a.jsonl").write_text("")
+    with pytest.raises(PipelineError, match="no document"):
+        build(tmp_path, [tmp_path / "a.jsonl"])
+
+
+def test_hub_reads_a_local_folder_and_names_columns(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    pq.write_table(pa.table({"text": ["one", "two", "three"]}), folder / "train.parquet")
+    for streaming in (True, False):
+        config = CorpusConfig(
+            source="hub",
+            hub=[HubDataset(name=str(folder), streaming=streaming, max_documents=2)],
+            validation_fraction=0.001,
+        )
+        manifest = write_corpus(config, tmp_path / "c", tmp_path / "e")
+        assert manifest["splits"]["train"]["documents"] == 2
+    config = CorpusConfig(source="hub", hub=[HubDataset(name=str(folder))], text_column="body")
+    with pytest.raises(PipelineError, match=r"no column 'body'.*it has text"):
+        write_corpus(config, tmp_path / "c", tmp_path / "e")
+
+
+def test_hub_without_a_network_fails_with_one_line(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    config = CorpusConfig(source="hub", hub=[HubDataset(name="owner/name")])
+    with pytest.raises(PipelineError, match=r"owner/name.*cannot be reached") as error:
+        write_corpus(config, tmp_path / "c", tmp_path / "e")
+    assert "\n" not in str(error.value)

@@ -1,0 +1,98 @@
+"""Training, loading and saving a tokenizer: determinism, what transformers loads, what is refused."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from neobert.config.tokenizer import TokenizerConfig
+from neobert.errors import PipelineError
+from neobert.tokenization.build import build_tokenizer
+from neobert.tokenization.tokenizer import open_tokenizer
+from neobert.tokenization.train import train_tokenizer
+
+TRAIN = """
+import sys
+from pathlib import Path
+from neobert.config.tokenizer import TokenizerConfig
+from neobert.tokenization.build import build_tokenizer
+build_tokenizer(TokenizerConfig(algorithm=sys.argv[1], vocab_size=400), Path(sys.argv[2]), Path(sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize("algorithm", ["wordpiece", "bpe"])
+def test_fresh_processes_train_the_same_bytes(corpus, tokenizer, byte_level, tmp_path, algorithm):
+    """tokenizers' hash maps are seeded per process, so one process would prove nothing."""
+    subprocess.run([sys.executable, "-c", TRAIN, algorithm, corpus, tmp_path], check=True)
+    here = tokenizer if algorithm == "wordpiece" else byte_level
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        digests = {hashlib.sha256((folder / name).read_bytes()).hexdigest() for folder in (here, tmp_path)}
+        assert len(digests) == 1
+
+
+@pytest.mark.parametrize("which", ["tokenizer", "byte_level"])
+def test_transformers_gives_the_same_ids(which, request):
+    folder = request.getfixturevalue(which)
+    rust, info = open_tokenizer(folder)
+    loaded = AutoTokenizer.from_pretrained(folder)
+    text = "def getMaxPool_size(self): the café"
+    encoded = loaded(text)
+    assert set(encoded) == {"input_ids", "attention_mask"}
+    assert encoded["input_ids"] == [
+        info.cls_token_id,
+        *rust.encode(text, add_special_tokens=False).ids,
+        info.sep_token_id,
+    ]
+    assert (loaded.mask_token_id, loaded.pad_token_id) == (info.mask_token_id, info.pad_token_id)
+    assert len(loaded) == info.vocab_size
+
+
+def test_identifiers_are_split_and_lower_cased(tokenizer):
+    rust, _ = open_tokenizer(tokenizer)
+    plain, split = (rust.encode(text, add_special_tokens=False).ids for text in ("max pool size", "maxPool_Size"))
+    assert plain == split
+
+
+def test_vocabulary_must_hold_the_alphabet():
+    texts = ["".join(map(chr, range(0x4E00, 0x4E00 + 400))) * 2]
+    with pytest.raises(PipelineError, match=r"tokenizer\.vocab_size \(500\) must be more than 805"):
+        train_tokenizer(texts, TokenizerConfig(vocab_size=500))
+    with pytest.raises(PipelineError, match="no text to train on"):
+        train_tokenizer([], TokenizerConfig())
+
+
+def test_a_loaded_tokenizer_is_the_same(corpus, tokenizer, tmp_path):
+    info = build_tokenizer(TokenizerConfig(name_or_path=str(tokenizer)), corpus, tmp_path)
+    assert info == open_tokenizer(tokenizer)[1]
+
+
+def test_a_tokenizer_without_mask_is_refused(corpus, tmp_path):
+    plain = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "[PAD]": 2}, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="[PAD]").save_pretrained(tmp_path / "plain")
+    with pytest.raises(PipelineError, match="has no cls, sep, mask token"):
+        build_tokenizer(TokenizerConfig(name_or_path=str(tmp_path / "plain")), corpus, tmp_path / "out")
+
+
+def test_an_unreachable_or_missing_tokenizer_is_one_line(corpus, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    for name in ("owner/name", str(tmp_path)):
+        with pytest.raises(PipelineError, match=r"tokenizer\.name_or_path") as error:
+            build_tokenizer(TokenizerConfig(name_or_path=name), corpus, tmp_path / "out")
+        assert "\n" not in str(error.value)
+    with pytest.raises(PipelineError, match=r"tokenizer\.json: does not exist"):
+        open_tokenizer(tmp_path)
+
+
+def test_special_tokens_of_transformers_4_files_are_found(tokenizer, tmp_path):
+    """transformers 4 wrote special_tokens_map.json with mappings; both forms are read."""
+    (tmp_path / "tokenizer.json").write_bytes((Path(tokenizer) / "tokenizer.json").read_bytes())
+    names = {f"{role}_token": {"content": f"[{role.upper()}]"} for role in ("pad", "unk", "cls", "sep", "mask")}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(names))
+    assert open_tokenizer(tmp_path)[1] == open_tokenizer(tokenizer)[1]
