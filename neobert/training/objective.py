@@ -20,7 +20,7 @@ from neobert.training.masking import IGNORED
 from neobert.training.metrics import train_flops
 
 CHUNK = {"cpu": 512, "cuda": 8192}
-"""Rows of logits at once: on a GPU enough to fill it (1 GiB in fp32 at V = 32,768), on a CPU few enough for its cache."""
+"""Rows of logits at once: a GPU is filled by them (1 GiB in fp32 at V = 32,768), a CPU keeps them in its cache."""
 
 
 def _chunks(hidden: Tensor) -> list[slice]:

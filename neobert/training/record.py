@@ -21,6 +21,7 @@ import torch
 from neobert.config.runtime import RuntimeConfig
 from neobert.training.distributed import Workers
 from neobert.training.metrics import History, peak_flops
+from neobert.training.resume import HISTORY
 from neobert.training.source import HOST_KEYS, Batch, Objective
 from neobert.training.timing import Timing
 
@@ -34,14 +35,13 @@ class Recorder:
         self, scratch: Path, stage: str, workers: Workers, runtime: RuntimeConfig, timing: Timing, start: int
     ) -> None:
         self.stage, self.workers, self.runtime, self.timing = stage, workers, runtime, timing
-        self.history = History(scratch / "history.jsonl", start) if workers.is_main else None
+        self.history = History(scratch / HISTORY, start) if workers.is_main else None
         self._speed = open(scratch / "throughput.jsonl", "a") if workers.is_main else None  # noqa: SIM115
         name = torch.cuda.get_device_name(workers.device) if workers.device.type == "cuda" else None
         self._peak = peak_flops(name)
         self._flops: float | None = 0.0
         self._tokens = self._steps = 0
         self._clock = time.perf_counter()
-        self.final: dict[str, float] = {}
 
     @contextlib.contextmanager
     def excluded(self, section: str) -> Iterator[None]:
@@ -75,7 +75,6 @@ class Recorder:
         left = (max_steps - row["step"]) * seconds / max(self._steps, 1)
         if self.timing.enabled:
             speed["timing"] = self.timing.report()
-        self.final |= {key: value for key, value in row.items() if key not in ("step", "lr")}
         if self.history is not None and self._speed is not None:
             self.history.append(row)
             self._speed.write(json.dumps(speed) + "\n")
@@ -98,10 +97,16 @@ class Recorder:
     def evaluated(self, step: int, figures: dict[str, float]) -> None:
         """Write an evaluation's row."""
         row = {f"eval_{name}": value for name, value in figures.items()}
-        self.final |= row
         if self.history is not None:
             self.history.append({"step": step, **row})
             log.info("%s %d: %s", self.stage, step, ", ".join(f"{k} {v:.4f}" for k, v in row.items()))
+
+    def final(self) -> dict[str, float]:
+        """The last value of every figure, for metrics.json (empty but on rank 0)."""
+        merged: dict[str, float] = {}
+        for row in self.history.rows if self.history is not None else []:
+            merged |= row
+        return {key: value for key, value in merged.items() if key != "lr"}
 
     def sync(self) -> None:
         """Make the history durable before a checkpoint that implies it."""

@@ -27,6 +27,7 @@ from neobert.training.step import TrainStep
 log = logging.getLogger(__name__)
 RUN = "run.json"
 CHECKPOINTS = "checkpoints"
+HISTORY = "history.jsonl"
 
 
 def differences(mine: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -142,5 +143,8 @@ def restore(
         if key.startswith("window."):  # the objective's own metrics are known only after a first step
             state[key] = step.window[key.removeprefix("window.")] = torch.zeros_like(step.window["loss"])
     load_tensors(path, state, workers)
+    elsewhere = path.parent.parent / HISTORY
+    if workers.is_main and elsewhere.is_file() and elsewhere != scratch / HISTORY:
+        shutil.copyfile(elsewhere, scratch / HISTORY)  # rows so far belong to the run that goes on
     log.info("%s: resumed from %s", stage, path)
     return counters["step"]

@@ -138,7 +138,7 @@ def train(
     )
     with contextlib.closing(recorder), contextlib.closing(saver):
         loop.run(start)
-    return TrainResult(recorder.history.rows if recorder.history else [], recorder.final, full_state(objective))
+    return TrainResult(recorder.history.rows if recorder.history else [], recorder.final(), full_state(objective))
 
 
 @dataclass

@@ -15,6 +15,7 @@ from neobert.config.runtime import RuntimeConfig
 from neobert.config.scheduler import SchedulerConfig
 from neobert.config.trainer import TrainerConfig
 from neobert.model.heads import MaskedLM
+from neobert.training.checkpoint import SafeReader, load_tensors
 from neobert.training.masking import MaskTable
 from neobert.training.mlm import MlmSource
 from neobert.training.objective import PretrainModel
@@ -95,3 +96,11 @@ def run(
 def same_state(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Bitwise equality."""
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Everything a checkpoint holds."""
+    stored = SafeReader(checkpoint).read_metadata().state_dict_metadata
+    state = {key: torch.empty(entry.size, dtype=entry.properties.dtype) for key, entry in stored.items()}
+    load_tensors(checkpoint, state)
+    return state

@@ -1,0 +1,132 @@
+"""Trap 5: one optimizer step does not depend on how its batch is split; and what an unsound step leaves behind."""
+
+import json
+from typing import ClassVar
+
+import pytest
+import torch
+
+from neobert.config.trainer import TrainerConfig
+from neobert.errors import PipelineError
+from neobert.training.optimizer import parameter_groups
+from neobert.training.trainer import accumulation_steps
+from tests.training import tiny
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_uneven_micro_batches_train_like_one_batch(tmp_path, size):
+    source = tiny.source()
+    counts = {b["count"] for b in source.micro_batches(0, 8, 4, 0, 1)}
+    assert len(counts) > 1, "the micro-batches must have unequal counts for this test to say anything"
+    whole = tiny.run(tmp_path / "whole", {"per_device_train_batch_size": 4, "max_steps": 6})
+    split = tiny.run(tmp_path / "split", {"per_device_train_batch_size": size, "max_steps": 6})
+    for a, b in zip(whole.history, split.history, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=2e-6)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)
+    for key, value in whole.state_dict.items():
+        torch.testing.assert_close(value, split.state_dict[key], atol=5e-5, rtol=1e-4)
+
+
+def test_gradient_is_that_of_the_mean_over_all_terms(tmp_path):
+    """One step of SGD-like reading: the first grad_norm is the norm of d(sum / count) over the global batch."""
+    objective, source = tiny.objective(), tiny.source()
+    batches = source.micro_batches(0, 8, 2, 0, 1)
+    total = sum(objective(b)[0] for b in batches) / sum(b["count"] for b in batches)
+    total.backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in objective.parameters() if p.grad is not None])
+    result = tiny.run(tmp_path, {"per_device_train_batch_size": 2, "max_steps": 1})
+    assert result.history[0]["loss"] == pytest.approx(total.item(), rel=1e-6)
+    assert result.history[0]["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
+
+
+def test_norms_biases_and_embeddings_are_not_decayed():
+    objective = tiny.objective(rms_norm=False, tie_word_embeddings=False, rope=False)
+    groups = parameter_groups(objective, 0.1)
+    names = {id(p): n for n, p in objective.named_parameters()}
+    decayed = {names[id(p)] for p in groups[0]["params"]}
+    kept = {names[id(p)] for p in groups[1]["params"]}
+    assert groups[0]["weight_decay"] == 0.1
+    assert groups[1]["weight_decay"] == 0.0
+    assert decayed | kept == set(names.values())
+    assert not any("norm" in n or "bias" in n or "embeddings" in n or "positions" in n for n in decayed)
+    assert any("mlp" in n for n in decayed)
+
+
+LOG = {"logging_steps": 1}
+FLAT = {"name": "constant"}
+
+
+class Poisoned:
+    """A source whose batches make the loss NaN at some steps."""
+
+    def __init__(self, steps):
+        self.inner, self.steps = tiny.source(), steps
+        self.samples_per_epoch = self.inner.samples_per_epoch
+
+    def micro_batches(self, samples_seen, global_batch_size, *others):
+        batches = self.inner.micro_batches(samples_seen, global_batch_size, *others)
+        for batch in batches:
+            batch["poison"] = torch.tensor(float("nan") if samples_seen // global_batch_size in self.steps else 0.0)
+        return batches
+
+
+class Poisonable(torch.nn.Module):
+    """The tiny objective plus whatever the batch's poison is, in the first of its micro-batches."""
+
+    dynamic_dims: ClassVar[dict] = {}
+
+    def __init__(self):
+        super().__init__()
+        self.inner = tiny.objective()
+
+    def forward(self, batch):
+        loss, metrics = self.inner({k: v for k, v in batch.items() if k != "poison"})
+        return loss * (1 + batch["poison"]), metrics
+
+    def after_update(self):
+        self.inner.after_update()
+
+    def train_flops(self, host):
+        return None
+
+
+def test_a_non_finite_step_is_skipped_and_counted_and_changes_nothing(tmp_path):
+    poisoned = tiny.run(tmp_path / "a", {"max_steps": 3}, LOG, FLAT, objective=Poisonable(), source=Poisoned({2}))
+    two = tiny.run(tmp_path / "b", {"max_steps": 2}, LOG, FLAT, objective=Poisonable(), source=Poisoned(set()))
+    assert [row["skipped"] for row in poisoned.history] == [0, 0, 1]
+    assert tiny.same_state(poisoned.state_dict, two.state_dict)
+    assert poisoned.history[:2] == two.history
+    assert poisoned.history[2]["loss"] == 0.0
+
+
+def test_adam_takes_no_notice_of_a_skipped_step(tmp_path):
+    result = tiny.run(tmp_path, {"max_steps": 3}, LOG, FLAT, objective=Poisonable(), source=Poisoned({1}))
+    stored = tiny.tensors(tmp_path / "checkpoints" / "3")
+    assert {v.item() for k, v in stored.items() if k.endswith(".step")} == {2.0}
+    assert result.metrics["skipped"] == 1
+
+
+def test_too_many_in_a_row_stop_the_run_with_the_batch_dumped(tmp_path):
+    with pytest.raises(PipelineError, match=r"3 steps in a row.*last batch is in"):
+        tiny.run(
+            tmp_path,
+            {"max_skipped_steps": 3},
+            objective=Poisonable(),
+            source=Poisoned(set(range(5, 12))),
+        )
+    (dump,) = tmp_path.glob("skipped-step-7-rank-0.pt")
+    assert torch.load(dump, weights_only=True)[0]["count"] > 0
+    assert (tmp_path / "checkpoints" / "4" / "manifest.json").is_file()
+    rows = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] <= 8
+
+
+def test_batch_sizes_that_do_not_divide_are_refused():
+    config = TrainerConfig(global_batch_size=8, per_device_train_batch_size=4)
+    assert accumulation_steps(config, 1) == 2
+    with pytest.raises(PipelineError, match=r"trainer.global_batch_size \(8\).*4 x 3 = 12"):
+        accumulation_steps(config, 3)
+    with pytest.raises(PipelineError, match="disagrees"):
+        accumulation_steps(
+            TrainerConfig(global_batch_size=8, per_device_train_batch_size=4, gradient_accumulation_steps=1), 1
+        )
