@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# The stages' `python` is the environment's own.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help install repro test check lock-check profile docs format clean-runs
@@ -19,30 +21,30 @@ $(STAMP): requirements.lock
 	@touch $(STAMP)
 
 repro: $(STAMP) ## run the whole pipeline (dvc repro) and print its table
-	$(BIN)/dvc repro
-	@$(BIN)/python -m stages.summary
+	dvc repro
+	@python -m stages.summary
 
 test: $(STAMP) ## run the test suite
-	$(BIN)/python -m pytest
+	python -m pytest
 
 check: $(STAMP) ## lint, format and type check
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	ruff check .
+	ruff format --check .
+	mypy
 
 lock-check: $(STAMP) ## does dvc.lock match code, params and data?
-	$(BIN)/python -m stages.lock_check
+	python -m stages.lock_check
 
 profile: $(STAMP) ## write a profile into params.yaml: make profile NAME=neobert-250m
 	@test -n "$(NAME)" || { echo "error: say which: make profile NAME=neobert-250m; there are: $$(ls profiles | sed 's/.yaml//' | tr '\n' ' ')"; exit 1; }
-	$(BIN)/python -m neobert.config.profile $(NAME)
+	python -m neobert.config.profile $(NAME)
 
 docs: $(STAMP) ## rewrite docs/configuration.md from the dataclasses
-	$(BIN)/python -m neobert.config.document docs/configuration.md
+	python -m neobert.config.document docs/configuration.md
 
 format: $(STAMP) ## format and fix what ruff can
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+	ruff check --fix .
+	ruff format .
 
 clean-runs: ## delete the scratch of finished and interrupted trainings
 	rm -rf runs

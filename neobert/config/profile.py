@@ -26,6 +26,16 @@ def merge(params: Any, profile: Any) -> None:
             params[key] = value
 
 
+def editor() -> YAML:
+    """A YAML reader and writer that keeps comments, order and quotes, and writes ``null`` as such."""
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 120
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
+    return yaml
+
+
 def apply_profile(name: str, directory: str | Path = "profiles", path: str | Path = PARAMS) -> None:
     """Write profile ``name`` into ``path``.
 
@@ -36,9 +46,7 @@ def apply_profile(name: str, directory: str | Path = "profiles", path: str | Pat
     if not source.is_file():
         known = ", ".join(sorted(p.stem for p in Path(directory).glob("*.yaml")))
         raise PipelineError(f"{source}: no such profile; there are {known}")
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 110
+    yaml = editor()
     params = yaml.load(Path(path).read_text(encoding="utf-8"))
     merge(params, YAML(typ="safe", pure=True).load(source.read_text(encoding="utf-8")))
     text = StringIO()

@@ -1,0 +1,96 @@
+"""The project's own params.yaml, profiles and configuration page stay in step with the dataclasses and the code."""
+
+import ast
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from neobert.config.document import document, nested
+from neobert.config.load import read_params
+from neobert.config.profile import apply_profile
+from neobert.config.schema import fields
+from neobert.config.validate import SECTIONS, section_class, validate
+from neobert.errors import PipelineError
+
+ROOT = Path(__file__).resolve().parents[2]
+PROFILES = sorted(p.stem for p in (ROOT / "profiles").glob("*.yaml"))
+
+
+def test_params_file_is_valid_and_complete():
+    sections = validate(ROOT / "params.yaml")
+    assert set(read_params(ROOT / "params.yaml")) == {"seed", *sections}
+
+
+def test_configuration_page_is_in_step():
+    assert (ROOT / "docs" / "configuration.md").read_text() == document(), "run `make docs`"
+
+
+def all_sections(cls: type, seen: set[type]) -> set[type]:
+    """A section's dataclass and those nested in it."""
+    seen.add(cls)
+    for field in fields(cls):
+        inner = nested(field.type)
+        if inner is not None and inner not in seen:
+            all_sections(inner, seen)
+    return seen
+
+
+def test_every_key_has_a_sentence():
+    for key in SECTIONS:
+        for cls in all_sections(section_class(key), set()):
+            assert not [f.name for f in fields(cls) if not f.doc.endswith(".")], cls
+
+
+def attribute_reads() -> set[str]:
+    """Every attribute name that code outside neobert/config reads."""
+    found = set()
+    for folder in ("neobert", "stages"):
+        for path in (ROOT / folder).rglob("*.py"):
+            if path.parent.name != "config":
+                found |= {n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)}
+    return found
+
+
+def derived_from(cls: type) -> set[str]:
+    """Fields that the section's own properties read, for callers that use the property instead."""
+    tree = ast.parse(Path(ROOT / (cls.__module__.replace(".", "/") + ".py")).read_text())
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name != "problems":
+            names |= {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
+    return names
+
+
+def test_every_key_is_consumed_somewhere():
+    reads = attribute_reads()
+    for key in SECTIONS:
+        for cls in all_sections(section_class(key), set()):
+            unread = {f.name for f in dataclasses.fields(cls)} - reads - derived_from(cls)
+            assert not unread, f"{cls.__name__}: nothing reads {sorted(unread)}"
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_profiles_apply_and_keep_comments(tmp_path, name):
+    path = tmp_path / "params.yaml"
+    shutil.copy(ROOT / "params.yaml", path)
+    apply_profile(name, ROOT / "profiles", path)
+    validate(path)
+    comments = [line for line in (ROOT / "params.yaml").read_text().splitlines() if line.startswith("#")]
+    assert comments
+    assert all(line in path.read_text() for line in comments)
+    profile = YAML(typ="safe", pure=True).load((ROOT / "profiles" / f"{name}.yaml").read_text())
+    assert read_params(path)["model"]["num_hidden_layers"] == profile["model"]["num_hidden_layers"]
+
+
+def test_an_invalid_profile_leaves_params_untouched(tmp_path):
+    (tmp_path / "bad.yaml").write_text("model: {num_hidden_layers: many}\n")
+    path = tmp_path / "params.yaml"
+    shutil.copy(ROOT / "params.yaml", path)
+    with pytest.raises(PipelineError, match=r"model\.num_hidden_layers: 'many'"):
+        apply_profile("bad", tmp_path, path)
+    assert path.read_bytes() == (ROOT / "params.yaml").read_bytes()
+    with pytest.raises(PipelineError, match="there are bad"):
+        apply_profile("missing", tmp_path, path)
