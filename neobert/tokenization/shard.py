@@ -1,10 +1,11 @@
 """One corpus shard (Parquet) -> one token shard (Arrow IPC stream): a list of ids a document, no special tokens.
 
-Pure: the bytes written depend on the shard, the tokenizer and this code. Memory: one batch of ``BATCH_BYTES`` of text
-and its ids. Documents that yield no token are left out.
+Pure: the bytes written depend on the shard, the tokenizer and this code. Memory: one batch of ``BATCH_BYTES`` of text,
+its ids and the memo. Documents that yield no token are left out.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from neobert.tokenization.encode import RustEncoder
+from neobert.io import sha256_file
+from neobert.tokenization.encode import Encoder, make_encoder
 from neobert.tokenization.tokenizer import open_tokenizer
 
 BATCH_BYTES = 4 << 20
@@ -21,6 +23,13 @@ BATCH_BYTES = 4 << 20
 def token_type(vocab_size: int) -> pa.DataType:
     """uint16 where every id fits, else int32."""
     return pa.uint16() if vocab_size <= 1 << 16 else pa.int32()
+
+
+@lru_cache(maxsize=1)
+def _encoder(tokenizer: str, _sha256: str) -> tuple[Encoder, int]:
+    """One encoder a process: what its memo learned from one shard serves the next."""
+    rust, info = open_tokenizer(tokenizer)
+    return make_encoder(rust), info.vocab_size
 
 
 def tokenize_shard(path: Path, shard: str, tokenizer: str) -> dict[str, Any]:
@@ -32,9 +41,8 @@ def tokenize_shard(path: Path, shard: str, tokenizer: str) -> dict[str, Any]:
     Returns:
         documents and tokens written, and texts without a token.
     """
-    rust, info = open_tokenizer(tokenizer)
-    encoder = RustEncoder(rust)
-    kind = token_type(info.vocab_size)
+    encoder, vocab_size = _encoder(tokenizer, sha256_file(Path(tokenizer) / "tokenizer.json"))
+    kind = token_type(vocab_size)
     schema = pa.schema([("input_ids", pa.list_(kind))])
     documents = tokens = empty = 0
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:

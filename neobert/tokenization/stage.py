@@ -13,7 +13,7 @@ from neobert.jobs import Job, code_hash, publish, run_jobs
 from neobert.tokenization.tokenizer import open_tokenizer
 
 log = logging.getLogger(__name__)
-MODULES = ("neobert.tokenization.shard", "neobert.tokenization.encode", "neobert.tokenization.tokenizer")
+MODULES = tuple(f"neobert.tokenization.{name}" for name in ("shard", "encode", "memo", "tokenizer"))
 
 
 def tokenize_jobs(corpus: Path, tokenizer: Path) -> list[Job]:
