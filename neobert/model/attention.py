@@ -6,49 +6,36 @@ padding, one call) or segments padded to their group's longest for PyTorch's SDP
 take one softmax scale. Cost: 4 x N x D x sum(length^2) multiply-adds forward.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from neobert.config.model import ModelConfig
-from neobert.model.rope import apply_rope
-from neobert.model.segments import Gather, PaddedLayout, Scatter, padded_layout
+from neobert.model.plan import ForwardPlan
+from neobert.model.rope import rotate_qkv
+from neobert.model.segments import Gather, PaddedLayout, Scatter
 from neobert.model.segments_op import segmented_attention
-from neobert.model.varlen import resolve_backend, varlen_attention
+from neobert.model.varlen import varlen_attention
 
 
-class Segments(NamedTuple):
-    """Where segments lie, prepared once a forward and shared by all layers."""
+def rotate_and_attend(qkv_T3ND: torch.Tensor, plan: ForwardPlan, scale: float) -> torch.Tensor:
+    """Rotary positions where the plan has them, then attention: [T, 3, N, D] -> [T, N, D]."""
+    if plan.angles is None:
+        return attend(qkv_T3ND, plan, scale)
+    if plan.attention == "fa4" and plan.kernels == "triton":
+        from neobert.model.flash4 import flash4_attention
 
-    cu_seqlens: torch.Tensor
-    max_seqlen: int
-    layout: PaddedLayout | None
-    """Only for sdpa outside torch.compile."""
-    backend: str
-
-
-def prepare_segments(cu_seqlens: torch.Tensor, max_seqlen: int, attn_backend: str, dtype: torch.dtype) -> Segments:
-    """Choose the kernel for this device and lay out padding where the kernel needs it.
-
-    Raises:
-        PipelineError: ``flash_attn_varlen`` was asked for and no varlen kernel works here.
-    """
-    backend = resolve_backend(attn_backend, cu_seqlens.device, dtype)
-    layout = None
-    if backend == "sdpa" and not torch.compiler.is_compiling():
-        layout = padded_layout(cu_seqlens, dtype)
-    return Segments(cu_seqlens, max_seqlen, layout, backend)
+        return flash4_attention(qkv_T3ND, plan.cu_seqlens, plan.max_seqlen, scale, plan.angles)
+    return attend(rotate_qkv(qkv_T3ND, *plan.angles, plan.kernels), plan, scale)
 
 
-def attend(qkv_T3ND: torch.Tensor, segments: Segments, scale: float) -> torch.Tensor:
-    """[T, 3, N, D] -> [T, N, D] by the backend that ``segments`` names."""
-    if segments.backend != "sdpa":
-        return varlen_attention(qkv_T3ND, segments.cu_seqlens, segments.max_seqlen, scale, segments.backend)
-    if segments.layout is None:
-        return segmented_attention(qkv_T3ND, segments.cu_seqlens, scale)
-    return padded_attention(qkv_T3ND, segments.layout, scale)
+def attend(qkv_T3ND: torch.Tensor, plan: ForwardPlan, scale: float) -> torch.Tensor:
+    """[T, 3, N, D] -> [T, N, D] by the backend that the plan names."""
+    if plan.attention != "sdpa":
+        return varlen_attention(qkv_T3ND, plan.cu_seqlens, plan.max_seqlen, scale, plan.attention)
+    if plan.layout is None:
+        return segmented_attention(qkv_T3ND, plan.cu_seqlens, scale)
+    return padded_attention(qkv_T3ND, plan.layout, scale)
 
 
 def padded_attention(qkv_T3ND: torch.Tensor, layout: PaddedLayout, scale: float) -> torch.Tensor:
@@ -73,11 +60,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(
-        self, x: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor] | None, segments: Segments
-    ) -> torch.Tensor:
-        """``angles`` are RoPE's (cos, sin), each [T, D/2], or None where positions were added to the embeddings."""
+    def forward(self, x: torch.Tensor, plan: ForwardPlan) -> torch.Tensor:
+        """See the class."""
         qkv = self.qkv(x).view(-1, 3, self.num_heads, self.head_dim)
-        if angles is not None:
-            qkv = torch.cat((apply_rope(qkv[:, :2], *angles), qkv[:, 2:]), dim=1)
-        return self.out(attend(qkv, segments, self.head_dim**-0.5).flatten(1))
+        return self.out(rotate_and_attend(qkv, plan, self.head_dim**-0.5).flatten(1))

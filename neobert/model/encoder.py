@@ -2,8 +2,8 @@
 
 Pre-norm transformer of NeoBERT (arXiv:2502.19587): embeddings, N blocks of attention and feed-forward with residual
 sums, a final norm. Legend: T tokens, S segments, H hidden size, D channels a head. What all layers share (angles,
-segment layout) is computed once a forward. The residual stream is fp32 outside autocast and in the weights' dtype
-elsewhere. Cost a token, forward: ``L x (8 H^2 + 6 H I) + 4 L H x sum(length^2) / T`` operations.
+segment layout, kernels) is decided once a forward. The residual stream has the weights' type.
+Cost a token, forward: ``L x (8 H^2 + 6 H I) + 4 L H x sum(length^2) / T`` operations.
 """
 
 import torch
@@ -11,16 +11,20 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from neobert.config.model import ModelConfig
-from neobert.model.attention import Attention, Segments, prepare_segments
+from neobert.model.attention import Attention
 from neobert.model.init import initialise
 from neobert.model.mlp import make_mlp
 from neobert.model.ngpt import NormalizedBlock, normalize_weights, unit
 from neobert.model.norm import make_norm
+from neobert.model.plan import ForwardPlan, make_plan
 from neobert.model.rope import RotaryEmbedding
 
 
 class Block(nn.Module):
-    """Pre-norm block: ``x + attention(norm(x))``, then ``x + mlp(norm(x))``; [T, H] -> [T, H]."""
+    """Pre-norm block: ``x + attention(norm(x))``, then ``x + mlp(norm(x))``.
+
+    The sum of the stream and the last branch is left to the next norm, which adds and normalises in one pass.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -30,10 +34,13 @@ class Block(nn.Module):
         self.mlp = make_mlp(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: torch.Tensor, angles, segments: Segments) -> torch.Tensor:
-        """``angles`` and ``segments`` as in ``neobert.model.attention.Attention``."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), angles, segments))
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+    def forward(
+        self, x: torch.Tensor, branch: torch.Tensor | None, plan: ForwardPlan
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stream [T, H] and the branch [T, H] not yet added to it -> the same, one block later."""
+        x, normed = self.attention_norm(x, branch, plan)
+        x, normed = self.mlp_norm(x, self.dropout(self.attention(normed, plan)), plan)
+        return x, self.dropout(self.mlp(normed, plan.kernels))
 
 
 class Encoder(nn.Module):
@@ -61,7 +68,7 @@ class Encoder(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         block = NormalizedBlock if config.ngpt else Block
         self.layers = nn.ModuleList(block(config) for _ in range(config.num_hidden_layers))
-        self.norm = nn.Identity() if config.ngpt else make_norm(config)
+        self.norm = None if config.ngpt else make_norm(config)
         initialise(self, config)
         if config.ngpt:
             normalize_weights(self)
@@ -85,11 +92,11 @@ class Encoder(nn.Module):
         """
         x = self.embed(input_ids, position_ids)
         angles = self.rotary(position_ids) if self.config.rope else None
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        segments = prepare_segments(cu_seqlens, max_seqlen, self.config.attn_backend, dtype)
+        plan = make_plan(self.config, x, cu_seqlens, max_seqlen, angles)
+        branch = None
         for layer in self.layers:
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(layer, x, angles, segments, use_reentrant=False)
+                x, branch = checkpoint(layer, x, branch, plan, use_reentrant=False)
             else:
-                x = layer(x, angles, segments)
-        return self.norm(x)
+                x, branch = layer(x, branch, plan)
+        return x if self.norm is None else self.norm(x, branch, plan)[1]

@@ -1,9 +1,11 @@
-"""flash-attn 4 (``flash_attn.cute``) on a fused qkv, as two custom operators that a compiled graph keeps whole.
+"""flash-attn 4 (``flash_attn.cute``) on a fused qkv, RoPE included, as two operators that a compiled graph keeps whole.
 
 PyTorch's ``activate_flash_attention_impl("FA4")`` does not match the return values of newer releases, so the kernels
 are called directly; their signatures change between pre-releases, which is why ``neobert.model.varlen`` tries them
-against plain attention before it relies on them. The backward writes the three gradients into one [T, 3, N, D]
-buffer, the layout that the qkv projection's backward multiplies. Source: https://github.com/Dao-AILab/flash-attention.
+against plain attention before it relies on them. Rotated queries and keys go to memory of their own; values are read
+where the projection left them. The backward writes the three gradients into one [T, 3, N, D] buffer, the layout that
+the projection's backward multiplies, and turns its first two thirds back in place.
+Source: https://github.com/Dao-AILab/flash-attention.
 """
 
 import torch
@@ -11,15 +13,22 @@ import torch
 
 @torch.library.custom_op("neobert::flash4", mutates_args=())
 def _flash4(
-    qkv: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int, scale: float, deterministic: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+    qkv: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    scale: float,
+    deterministic: bool,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     from flash_attn.cute.interface import _flash_attn_fwd
 
-    q, k, v = qkv.unbind(1)
+    turned = _turned(qkv, cos, sin)
+    q, k = (turned if cos is not None else qkv)[:, :2].unbind(1)
     result = _flash_attn_fwd(
         q,
         k,
-        v,
+        qkv[:, 2],
         cu_seqlens_q=cu_seqlens,
         cu_seqlens_k=cu_seqlens,
         max_seqlen_q=max_seqlen,
@@ -27,13 +36,26 @@ def _flash4(
         softmax_scale=scale,
         return_lse=True,
     )
-    return result[0], result[1]
+    return result[0], result[1], turned
+
+
+def _turned(qkv: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None) -> torch.Tensor:
+    """Rotated queries and keys [T, 2, N, D], or an empty tensor where there are no angles."""
+    if cos is None or sin is None:
+        return qkv.new_empty(0)
+    from neobert.model.kernels.triton_rope import rotate_queries_keys
+
+    target = qkv.new_empty((qkv.shape[0], 2, *qkv.shape[2:]))
+    rotate_queries_keys(qkv, target, cos, sin, 1)
+    return target
 
 
 @_flash4.register_fake
-def _(qkv, cu_seqlens, max_seqlen, scale, deterministic):
+def _(qkv, cu_seqlens, max_seqlen, scale, deterministic, cos, sin):
     tokens, _, heads, channels = qkv.shape
-    return qkv.new_empty((tokens, heads, channels)), qkv.new_empty((heads, tokens), dtype=torch.float32)
+    turned = qkv.new_empty(0) if cos is None else qkv.new_empty((tokens, 2, heads, channels))
+    lse = qkv.new_empty((heads, tokens), dtype=torch.float32)
+    return qkv.new_empty((tokens, heads, channels)), lse, turned
 
 
 @torch.library.custom_op("neobert::flash4_backward", mutates_args=())
@@ -42,20 +64,23 @@ def _flash4_backward(
     qkv: torch.Tensor,
     out: torch.Tensor,
     lse: torch.Tensor,
+    turned: torch.Tensor,
     cu_seqlens: torch.Tensor,
     max_seqlen: int,
     scale: float,
     deterministic: bool,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
 ) -> torch.Tensor:
     from flash_attn.cute.interface import _flash_attn_bwd
 
-    q, k, v = qkv.unbind(1)
+    q, k = (turned if cos is not None else qkv)[:, :2].unbind(1)
     result = torch.empty_like(qkv)
     dq, dk, dv = result.unbind(1)
     _flash_attn_bwd(
         q,
         k,
-        v,
+        qkv[:, 2],
         out,
         grad,
         lse,
@@ -69,30 +94,47 @@ def _flash4_backward(
         dk=dk,
         dv=dv,
     )
+    if cos is not None and sin is not None:
+        from neobert.model.kernels.triton_rope import rotate_queries_keys
+
+        rotate_queries_keys(result, result, cos, sin, -1)
     return result
 
 
 @_flash4_backward.register_fake
-def _(grad, qkv, out, lse, cu_seqlens, max_seqlen, scale, deterministic):
+def _(grad, qkv, out, lse, turned, cu_seqlens, max_seqlen, scale, deterministic, cos, sin):
     return torch.empty_like(qkv)
 
 
 def _setup(ctx, inputs, output):
-    qkv, cu_seqlens, *ctx.constants = inputs
-    ctx.save_for_backward(qkv, *output, cu_seqlens)
+    qkv, cu_seqlens, ctx.max_seqlen, ctx.scale, ctx.deterministic, cos, sin = inputs
+    ctx.rotary = cos is not None
+    ctx.save_for_backward(qkv, *output, cu_seqlens, *((cos, sin) if ctx.rotary else ()))
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad, _):
-    qkv, out, lse, cu_seqlens = ctx.saved_tensors
-    gradient = _flash4_backward(grad.contiguous(), qkv, out, lse, cu_seqlens, *ctx.constants)
-    return gradient, None, None, None, None
+def _backward(ctx, grad, *_):
+    qkv, out, lse, turned, cu_seqlens, *angles = ctx.saved_tensors
+    cos, sin = angles if ctx.rotary else (None, None)
+    constants = (ctx.max_seqlen, ctx.scale, ctx.deterministic)
+    result = _flash4_backward(grad.contiguous(), qkv, out, lse, turned, cu_seqlens, *constants, cos, sin)
+    return result, *[None] * 6
 
 
 _flash4.register_autograd(_backward, setup_context=_setup)
 
 
-def flash4_attention(qkv: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int, scale: float) -> torch.Tensor:
-    """[T, 3, N, D] -> [T, N, D]; fp16 or bf16 on a GPU of compute capability 9.0 or more."""
+def flash4_attention(
+    qkv: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    scale: float,
+    angles: tuple[torch.Tensor, torch.Tensor] | None,
+) -> torch.Tensor:
+    """[T, 3, N, D] -> [T, N, D], turned first by ``angles`` (cos, sin: [T, D/2] fp32) where given.
+
+    fp16 or bf16 on a GPU of compute capability 9.0 or more.
+    """
+    cos, sin = angles if angles is not None else (None, None)
     deterministic = torch.are_deterministic_algorithms_enabled()
-    return _flash4(qkv.contiguous(), cu_seqlens, max_seqlen, scale, deterministic)[0]
+    return _flash4(qkv.contiguous(), cu_seqlens, max_seqlen, scale, deterministic, cos, sin)[0]

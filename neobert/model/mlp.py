@@ -11,6 +11,19 @@ from torch import nn
 from neobert.config.model import ModelConfig
 
 
+def swiglu(gate: torch.Tensor, up: torch.Tensor, kernels: str) -> torch.Tensor:
+    """``silu(gate) * up``, [T, I], by the kernels that the plan names."""
+    if kernels == "triton":
+        from neobert.model.kernels import triton_swiglu
+
+        return triton_swiglu.swiglu(gate, up)
+    if kernels == "liger":
+        from neobert.model.kernels import liger
+
+        return liger.swiglu(gate, up)
+    return F.silu(gate) * up
+
+
 class SwiGLU(nn.Module):
     """Gated feed-forward, [T, H] -> [T, H]."""
 
@@ -20,9 +33,9 @@ class SwiGLU(nn.Module):
         self.w2 = nn.Linear(config.hidden_size, config.mlp_size, bias=False)
         self.w3 = nn.Linear(config.mlp_size, config.hidden_size, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, kernels: str) -> torch.Tensor:
         """See the class."""
-        return self.w3(F.silu(self.w1(x)) * self.w2(x))
+        return self.w3(swiglu(self.w1(x), self.w2(x), kernels))
 
 
 class GeluMLP(nn.Module):
@@ -33,8 +46,8 @@ class GeluMLP(nn.Module):
         self.w1 = nn.Linear(config.hidden_size, config.mlp_size, bias=False)
         self.w3 = nn.Linear(config.mlp_size, config.hidden_size, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """See the class."""
+    def forward(self, x: torch.Tensor, kernels: str) -> torch.Tensor:
+        """See the class; GELU has one implementation, whatever ``kernels`` says."""
         return self.w3(F.gelu(self.w1(x)))
 
 

@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from neobert.config.model import ModelConfig
-from neobert.model.attention import Segments, attend
-from neobert.model.rope import apply_rope
+from neobert.model.attention import attend
+from neobert.model.mlp import swiglu
+from neobert.model.plan import ForwardPlan
+from neobert.model.rope import rotate_qkv
 
 
 class Scale(nn.Module):
@@ -58,25 +60,28 @@ class NormalizedBlock(nn.Module):
         self.gate_gain = hidden**0.5
         self.dropout = nn.Dropout(config.dropout)
 
-    def _attention(self, x: torch.Tensor, angles, segments: Segments) -> torch.Tensor:
+    def _attention(self, x: torch.Tensor, plan: ForwardPlan) -> torch.Tensor:
         qkv = self.qkv(x).view(-1, 3, self.num_heads, self.head_dim)
-        qk = unit(qkv[:, :2]) * self.s_qk().view(self.num_heads, self.head_dim)
-        if angles is not None:
-            qk = apply_rope(qk, *angles)
-        qkv = torch.cat((qk.to(qkv.dtype), qkv[:, 2:]), dim=1)
+        if plan.angles is not None:
+            qkv = rotate_qkv(qkv, *plan.angles, plan.kernels)
+        qk = unit(qkv[:, :2]) * self.s_qk().view(self.num_heads, self.head_dim).to(qkv.dtype)
+        qkv = torch.cat((qk, qkv[:, 2:]), dim=1)
         # Unit queries and keys have products of variance 1/D, so the softmax multiplies where others divide.
-        return self.out(attend(qkv, segments, self.head_dim**0.5).flatten(1))
+        return self.out(attend(qkv, plan, self.head_dim**0.5).flatten(1))
 
-    def _mlp(self, x: torch.Tensor) -> torch.Tensor:
-        gate = self.w1(x) * (self.s_v() * self.gate_gain)
-        return self.w3(F.silu(gate) * (self.w2(x) * self.s_u()))
+    def _mlp(self, x: torch.Tensor, kernels: str) -> torch.Tensor:
+        gate, up = self.w1(x), self.w2(x)
+        gate = gate * (self.s_v() * self.gate_gain).to(gate.dtype)
+        return self.w3(swiglu(gate, up * self.s_u().to(up.dtype), kernels))
 
-    def forward(self, x: torch.Tensor, angles, segments: Segments) -> torch.Tensor:
-        """``angles`` and ``segments`` as in ``neobert.model.attention.Attention``."""
-        target = unit(self.dropout(self._attention(x, angles, segments)))
+    def forward(
+        self, x: torch.Tensor, branch: torch.Tensor | None, plan: ForwardPlan
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[T, H] -> the new stream; nothing is ever left to be added to it, so ``branch`` is None on both sides."""
+        target = unit(self.dropout(self._attention(x, plan)))
         x = unit(x + self.alpha_attention().abs() * (target - x))
-        target = unit(self.dropout(self._mlp(x)))
-        return unit(x + self.alpha_mlp().abs() * (target - x))
+        target = unit(self.dropout(self._mlp(x, plan.kernels)))
+        return unit(x + self.alpha_mlp().abs() * (target - x)), None
 
 
 @torch.no_grad()

@@ -23,6 +23,19 @@ def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
+def rotate_qkv(qkv_T3ND: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, kernels: str) -> torch.Tensor:
+    """Turn queries and keys of a fused qkv [T, 3, N, D]; values pass through."""
+    if kernels == "triton":
+        from neobert.model.kernels import triton_rope
+
+        return triton_rope.rotate_qkv(qkv_T3ND, cos, sin, 1)
+    if kernels == "liger":
+        from neobert.model.kernels import liger
+
+        return liger.rotate_qkv(qkv_T3ND, cos, sin)
+    return torch.cat((apply_rope(qkv_T3ND[:, :2], cos, sin), qkv_T3ND[:, 2:]), dim=1)
+
+
 class RotaryEmbedding(nn.Module):
     """Positions to angles: ``forward(position_ids[T]) -> cos[T, D/2], sin[T, D/2]`` in fp32."""
 

@@ -39,7 +39,7 @@ def _flash_2(qkv, cu_seqlens, max_seqlen, scale):
 def _flash_4(qkv, cu_seqlens, max_seqlen, scale):
     from neobert.model.flash4 import flash4_attention
 
-    return flash4_attention(qkv, cu_seqlens, max_seqlen, scale)
+    return flash4_attention(qkv, cu_seqlens, max_seqlen, scale, None)
 
 
 KERNELS = {"fa4": _flash_4, "fa2": _flash_2, "torch": _torch_varlen}
@@ -52,6 +52,7 @@ def varlen_attention(
     return KERNELS[kernel](qkv, cu_seqlens, max_seqlen, scale)
 
 
+@torch.compiler.assume_constant_result
 def resolve_backend(attn_backend: str, device: torch.device, dtype: torch.dtype) -> str:
     """``sdpa``, or the varlen kernel to use on ``device`` for activations of ``dtype``.
 

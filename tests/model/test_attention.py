@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neobert.errors import PipelineError
-from neobert.model.attention import Attention, attend, padded_attention, prepare_segments
+from neobert.model.attention import Attention, attend, padded_attention
+from neobert.model.plan import make_plan
 from neobert.model.segments import padded_layout
 from neobert.model.segments_op import segmented_attention
 
@@ -44,13 +45,13 @@ def test_one_head_computed_by_hand():
     cfg = config()
     attention = Attention(cfg)
     x = torch.randn(5, cfg.hidden_size)
-    segments = prepare_segments(torch.tensor([0, 5], dtype=torch.int32), 5, "sdpa", torch.float32)
+    plan = make_plan(cfg, x, torch.tensor([0, 5], dtype=torch.int32), 5, None)
     # An output projection that reads head 2 alone shows that head in the first channels.
     head, d = 2, cfg.head_dim
     with torch.no_grad():
         attention.out.weight.zero_()
         attention.out.weight[:d, head * d : (head + 1) * d] = torch.eye(d)
-    found = attention(x, None, segments)[:, :d]
+    found = attention(x, plan)[:, :d]
     w_q, w_k, w_v = (attention.qkv.weight.view(3, -1, d, cfg.hidden_size)[i, head] for i in range(3))
     q, k, v = x @ w_q.T, x @ w_k.T, x @ w_v.T
     by_hand = torch.stack([sum(w * v[j] for j, w in enumerate((q[i] @ k.T / d**0.5).softmax(0))) for i in range(5)])
@@ -113,7 +114,7 @@ def test_a_requested_and_missing_kernel_is_an_error():
 def test_attend_uses_the_operator_where_no_layout_was_made():
     cu_seqlens = torch.tensor([0, 3, 7], dtype=torch.int32)
     qkv = torch.randn(7, 3, 2, 4)
-    segments = prepare_segments(cu_seqlens, 4, "sdpa", torch.float32)
+    plan = make_plan(config(), qkv, cu_seqlens, 4, None)
     torch.testing.assert_close(
-        attend(qkv, segments, 0.5), attend(qkv, segments._replace(layout=None), 0.5), atol=1e-6, rtol=1e-6
+        attend(qkv, plan, 0.5), attend(qkv, plan._replace(layout=None), 0.5), atol=1e-6, rtol=1e-6
     )

@@ -127,6 +127,41 @@ def test_ngpt_vectors_are_unit_after_initialisation_and_after_a_step():
     assert (encoder.embeddings.weight[PAD] == 0).all()
 
 
+def test_ngpt_block_follows_the_paper():
+    """Equations 10-21 of arXiv:2410.01131, written with complex rotations and one head at a time."""
+    torch.manual_seed(0)
+    encoder = Encoder(config(ngpt=True, num_hidden_layers=1), VOCAB, PAD).double()
+    layer, c = encoder.layers[0], encoder.config
+    with torch.no_grad():
+        for scale in (layer.s_qk, layer.alpha_attention, layer.alpha_mlp, layer.s_u, layer.s_v):
+            scale.weight.mul_(1 + 0.3 * torch.randn_like(scale.weight))
+    n, d = 9, c.head_dim
+    flat = batch([n])
+    unit = lambda v: v / v.norm(dim=-1, keepdim=True)  # noqa: E731
+    h = unit(encoder.embeddings.weight[flat.input_ids])
+    angles = torch.arange(n)[:, None] / c.rope_theta ** (torch.arange(0, d, 2).double() / d)
+    turn = torch.polar(torch.ones_like(angles), angles)
+
+    def rotated(v):
+        pairs = torch.complex(v[:, : d // 2], v[:, d // 2 :]) * turn
+        return torch.cat((pairs.real, pairs.imag), -1)
+
+    q, k, v = (h @ layer.qkv.weight.T).chunk(3, -1)
+    s_qk = layer.s_qk.weight * c.hidden_size**0.5
+    heads = []
+    for i in range(c.num_attention_heads):
+        part = slice(i * d, (i + 1) * d)
+        queries, keys = unit(rotated(q[:, part])) * s_qk[part], unit(rotated(k[:, part])) * s_qk[part]
+        heads.append((queries @ keys.T * d**0.5).softmax(-1) @ v[:, part])
+    target = unit(torch.cat(heads, -1) @ layer.out.weight.T)
+    h = unit(h + (layer.alpha_attention.weight * 0.05 * c.hidden_size**0.5).abs() * (target - h))
+    gate = (h @ layer.w1.weight.T) * layer.s_v.weight * c.hidden_size**0.5
+    up = (h @ layer.w2.weight.T) * layer.s_u.weight
+    target = unit((gate * gate.sigmoid() * up) @ layer.w3.weight.T)
+    h = unit(h + (layer.alpha_mlp.weight * 0.05 * c.hidden_size**0.5).abs() * (target - h))
+    torch.testing.assert_close(encoder(*flat), h, atol=1e-5, rtol=1e-5)
+
+
 def test_two_thirds_rule_and_padded_vocabulary():
     assert config(intermediate_size=3072).mlp_size == 2048
     assert config(intermediate_size=100).mlp_size == 72
