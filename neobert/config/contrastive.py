@@ -75,6 +75,11 @@ def _scheduler() -> SchedulerConfig:
 class EmbeddingWarmupConfig:
     """A first training of the embedding table alone, as a bag of embeddings, with the same loss."""
 
+    rms: Annotated[
+        float,
+        "Root mean square of each embedding afterwards; the larger, the less the transformer's blocks say at first.",
+        Bounds(gt=0),
+    ] = 1.0
     trainer: Annotated[ContrastiveTrainerConfig, "Length and batch of the warm-up."] = field(
         default_factory=ContrastiveTrainerConfig
     )

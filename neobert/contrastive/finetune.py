@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from neobert.config.contrastive import ContrastiveConfig, ContrastiveTrainerConfig
 from neobert.config.runtime import RuntimeConfig
@@ -23,7 +23,7 @@ from neobert.contrastive.loss import MultipleNegativesRankingLoss
 from neobert.contrastive.objective import ContrastiveModel
 from neobert.contrastive.pairs import Pairs
 from neobert.contrastive.source import MULTIPLE, PairSource
-from neobert.contrastive.warmup import BagOfEmbeddings, inverse_document_frequencies
+from neobert.contrastive.warmup import BagOfEmbeddings, inverse_document_frequencies, settle
 from neobert.errors import PipelineError
 from neobert.model.embedding import EmbeddingModel
 from neobert.model.heads import MaskedLM
@@ -158,7 +158,7 @@ def finetune(
             stage="embedding_warmup",
             **shared,
         )
-        _adopt(start.embedder, bag, warmed)
+        _adopt(start.embedder, warmed, warmup.rms)
     objective = ContrastiveModel(start.embedder, loss, constraint)
     result = train(
         objective,
@@ -175,9 +175,10 @@ def finetune(
     return Finetuned(result, warmed, start)
 
 
-def _adopt(embedder: EmbeddingModel, bag: nn.Module, warmed: TrainResult) -> None:
+def _adopt(embedder: EmbeddingModel, warmed: TrainResult, rms: float) -> None:
     """Put the warm-up's final state (which a resumed run read from a checkpoint) into the model."""
     with torch.no_grad():
         embedder.encoder.embeddings.weight.copy_(warmed.state_dict["embedder.embeddings.weight"])
         if embedder.token_weights is not None:
             embedder.token_weights.copy_(warmed.state_dict["embedder.token_weights"])
+    settle(embedder, rms)

@@ -1,8 +1,11 @@
 """Embedding warm-up: train the embedding table alone, as a bag of embeddings, with the contrastive loss.
 
-The (weighted) mean of a text's embeddings stands for the text, so a step is one gather-and-sum instead of a
-transformer: about 2M tokens a second a CPU core, where a small transformer takes 10k. It learns which words mean
-alike, over all pairs, before the transformer sees a few of them. The parameters are the model's own, trained in place.
+The weighted mean of a text's embeddings stands for the text, so a step is one gather-and-sum instead of a transformer:
+about 2M tokens a second a CPU core, where a small transformer takes 10k. It learns which words mean alike, over all
+pairs, before the transformer sees a few of them. The parameters are the model's own, trained in place.
+
+The encoder ends in a norm that takes each token's length away, so afterwards ``settle`` moves the lengths into the token
+weights, which pooling applies after the norm: the encoder without its blocks then equals the trained bag.
 """
 
 from typing import Any
@@ -41,6 +44,31 @@ class BagOfEmbeddings(nn.Module):
             torch.zeros_like(ids), table.new_ones(1, 1), starts, mode="sum", per_sample_weights=weights
         )
         return total.float() / mass[:num_segments].float().clamp(min=1e-9)
+
+
+@torch.no_grad()
+def settle(embedder: EmbeddingModel, rms: float) -> None:
+    """Move the lengths of the trained embeddings into the token weights and give every row the root mean square ``rms``.
+
+    Exact for RMSNorm (with its gain) and nGPT: without its blocks the encoder then pools to the same direction as the
+    bag did. For LayerNorm up to its centring. The residual stream adds the blocks' outputs to these rows, so a large
+    ``rms`` lets the bag prevail at first. nGPT's rows have unit length whatever ``rms`` says.
+
+    Raises:
+        ValueError: the model has no token weights.
+    """
+    weights = embedder.weight_table()
+    if weights is None:
+        raise ValueError("settling a warm-up needs token weights")
+    encoder = embedder.encoder
+    gain = getattr(encoder.norm, "weight", None)
+    rows = encoder.embeddings.weight if gain is None else encoder.embeddings.weight / gain
+    sizes = rows.square().mean(dim=1, keepdim=True).sqrt()
+    present = sizes > 0  # padding's row stays zero
+    encoder.embeddings.weight.copy_(torch.where(present, rows / sizes.clamp_min(1e-12) * rms, rows))
+    # The weights' scale has no meaning for a mean; keep their mean as it was.
+    scaled = torch.where(present, weights[:, None] * sizes, weights[:, None])[:, 0]
+    embedder.set_token_weights((scaled * (weights.mean() / scaled.mean())).clamp_min(1e-8))
 
 
 def inverse_document_frequencies(pairs: Pairs, vocab_size: int) -> Tensor:

@@ -14,7 +14,8 @@ from neobert.contrastive.loss import MultipleNegativesRankingLoss
 from neobert.contrastive.objective import ContrastiveModel
 from neobert.contrastive.pairs import Pairs
 from neobert.contrastive.source import PairSource
-from neobert.contrastive.warmup import BagOfEmbeddings, inverse_document_frequencies
+from neobert.contrastive.warmup import BagOfEmbeddings, inverse_document_frequencies, settle
+from neobert.model.batch import flatten
 from neobert.model.embedding import EmbeddingModel
 from neobert.model.storage import load_model
 from neobert.training.source import HOST_KEYS
@@ -92,6 +93,21 @@ def test_bag_is_the_weighted_mean_of_embeddings(world, token_weights):
     found.sum().backward()
     assert table.grad is not None
     assert torch.isfinite(table.grad).all()
+
+
+def test_settling_moves_lengths_into_token_weights(world):
+    embedder = objective(world).embedder
+    with torch.no_grad():
+        embedder.encoder.embeddings.weight.mul_(torch.rand(128, 1) * 3 + 0.1)
+        embedder.encoder.norm.weight.uniform_(0.5, 2.0)
+    embedder.encoder.layers = torch.nn.ModuleList()  # an encoder without blocks
+    batch = flatten([np.array([2, 7, 30, 3]), np.array([2, 99, 3])], 0)
+    bag = torch.nn.functional.normalize(BagOfEmbeddings(embedder)(batch, 2), dim=-1)
+    settle(embedder, rms=0.7)
+    assert torch.allclose(embedder(batch, 2), bag, atol=1e-5)
+    rows = embedder.encoder.embeddings.weight.square().mean(dim=1).sqrt()
+    assert torch.allclose(rows[1:], torch.full((127,), 0.7), atol=1e-4)
+    assert rows[0] == 0
 
 
 def test_inverse_document_frequencies(world):
