@@ -4,7 +4,7 @@ The weighted mean of a text's embeddings stands for the text, so a step is one g
 about 2M tokens a second a CPU core, where a small transformer takes 10k. It learns which words mean alike, over all
 pairs, before the transformer sees a few of them. The parameters are the model's own, trained in place.
 
-The encoder ends in a norm that takes each token's length away, so afterwards ``settle`` moves the lengths into the token
+The encoder ends in a norm that takes a token's length away, so afterwards ``settle`` moves the lengths into the token
 weights, which pooling applies after the norm: the encoder without its blocks then equals the trained bag.
 """
 
@@ -48,7 +48,7 @@ class BagOfEmbeddings(nn.Module):
 
 @torch.no_grad()
 def settle(embedder: EmbeddingModel, rms: float) -> None:
-    """Move the lengths of the trained embeddings into the token weights and give every row the root mean square ``rms``.
+    """Move the embeddings' lengths into the token weights and give every row the root mean square ``rms``.
 
     Exact for RMSNorm (with its gain) and nGPT: without its blocks the encoder then pools to the same direction as the
     bag did. For LayerNorm up to its centring. The residual stream adds the blocks' outputs to these rows, so a large
