@@ -55,13 +55,14 @@ def code_hash(*modules: str) -> str:
 
 
 def finished(job: Job, cache: Path) -> dict[str, Any] | None:
-    """The entry of a finished job whose file is still whole (by size), else ``None``."""
+    """The entry of a finished job whose file is still whole (by sha256), else ``None``."""
     directory = cache / job.key
     if not (directory / ENTRY).is_file():
         return None
     entry = read_json(directory / ENTRY)
     data = directory / DATA
-    return entry if data.is_file() and data.stat().st_size == entry["bytes"] else None
+    # The file shares its inode with DVC's cache: damage there must not be published again and again.
+    return entry if data.is_file() and sha256_file(data) == entry["sha256"] else None
 
 
 def execute(job: Job, cache: Path) -> dict[str, Any]:

@@ -22,7 +22,6 @@ class PackingConfig:
         list[LengthShare],
         "Shares by document length, e.g. the paper's 20% all, 40% of 1024 and more, 40% of 2048 and more; empty: all.",
     ] = field(default_factory=list)
-    rows_per_shard: Annotated[int | None, "Rows an output file; null: as many as 64 MiB hold.", Bounds(ge=1)] = None
 
     def problems(self) -> Iterator[tuple[str, str]]:
         total = sum(part.share for part in self.length_mixture)

@@ -27,7 +27,7 @@ class Pieces(NamedTuple):
 def split_documents(lengths: np.ndarray, capacity: int) -> Pieces:
     """Cut documents of ``lengths`` tokens into the fewest pieces of at most ``capacity``, all whole but the last.
 
-    Where the last would be shorter than an eighth of a row, the last two share their tokens equally. (All pieces of
+    Where the last would be shorter than a sixteenth of a row, the last two share their tokens equally. (All pieces of
     equal length would be longer than half a row, no two of which fit together: rows came out 0.89 full at 128.)
     """
     lengths = np.asarray(lengths, dtype=np.int64)
@@ -39,7 +39,7 @@ def split_documents(lengths: np.ndarray, capacity: int) -> Pieces:
     length = np.minimum(capacity, lengths[document] - start)
     last = first + count - 1
     tail = lengths - (count - 1) * capacity
-    short = last[(count >= 2) & (tail < capacity // 8)]
+    short = last[(count >= 2) & (tail < capacity // 16)]
     both = length[short] + length[short - 1]
     length[short], length[short - 1] = both // 2, both - both // 2
     start[short] = start[short - 1] + length[short - 1]

@@ -88,4 +88,4 @@ def test_splitting_conserves_documents(lengths, capacity):
         assert sizes.sum() == length
         assert (sizes <= capacity).all()
         if length > capacity:
-            assert sizes.min() >= capacity // 8, "no tiny tail"
+            assert sizes.min() >= capacity // 16, "no tiny tail"
