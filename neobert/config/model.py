@@ -44,6 +44,9 @@ class ModelConfig:
     embedding_init_range: Annotated[float, "Embeddings start uniform in plus or minus this.", Bounds(gt=0)] = 0.02
     decoder_init_range: Annotated[float, "Linear layers start uniform in plus or minus this.", Bounds(gt=0)] = 0.02
     ngpt: Annotated[bool, "Normalised residual interpolation with learned scales (nGPT), instead of norms."] = False
+    residual_fp32: Annotated[
+        bool, "Under mixed precision keep the residual stream in fp32; false keeps it in bf16, which moves fewer bytes."
+    ] = True
     attn_backend: Annotated[
         Literal["auto", "flash_attn_varlen", "sdpa"], "Attention kernel; auto is varlen on a capable GPU, else sdpa."
     ] = "auto"
@@ -79,5 +82,7 @@ class ModelConfig:
             yield "decoder_bias", "needs tie_word_embeddings: false"
         if self.ngpt and self.hidden_act != "swiglu":
             yield "ngpt", "is defined for hidden_act: swiglu only"
+        if self.ngpt and not self.residual_fp32:
+            yield "residual_fp32", "must be true with ngpt: unit vectors need more than 8 bits"
         if self.ngpt and self.decoder_bias:
             yield "ngpt", "has no decoder bias; set decoder_bias: false"

@@ -2,8 +2,9 @@
 
 Pre-norm transformer of NeoBERT (arXiv:2502.19587): embeddings, N blocks of attention and feed-forward with residual
 sums, a final norm. Legend: T tokens, S segments, H hidden size, D channels a head. What all layers share (angles,
-segment layout, kernels) is decided once a forward. The residual stream has the weights' type.
-Cost a token, forward: ``L x (8 H^2 + 6 H I) + 4 L H x sum(length^2) / T`` operations.
+segment layout, kernels) is decided once a forward. The residual stream has the weights' type, or with
+``model.residual_fp32: false`` that of matrix products. Cost a token, forward:
+``L x (8 H^2 + 6 H I) + 4 L H x sum(length^2) / T`` operations.
 """
 
 import torch
@@ -93,6 +94,8 @@ class Encoder(nn.Module):
         x = self.embed(input_ids, position_ids)
         angles = self.rotary(position_ids) if self.config.rope else None
         plan = make_plan(self.config, x, cu_seqlens, max_seqlen, angles)
+        if not self.config.residual_fp32:
+            x = x.to(plan.dtype)
         branch = None
         for layer in self.layers:
             if self.gradient_checkpointing and self.training:

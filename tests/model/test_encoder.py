@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from transformers import EuroBertConfig, EuroBertModel
 
 from neobert.model.batch import flatten
@@ -99,6 +100,16 @@ def test_gradient_checkpointing_changes_nothing(variant):
         torch.testing.assert_close(a, b)
 
 
+def test_the_residual_stream_keeps_the_type_it_is_told():
+    seen = []
+    for flag in (True, False):
+        encoder = masked_lm(residual_fp32=flag).encoder
+        encoder.layers[1].attention_norm.register_forward_hook(lambda module, args, out: seen.append(out[0].dtype))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert encoder(*batch([9, 14])).dtype == torch.bfloat16
+    assert seen == [torch.float32, torch.bfloat16]
+
+
 def test_dropout_drops_in_training_only():
     encoder = masked_lm(dropout=0.5).encoder
     flat = batch([9, 14])
@@ -172,7 +183,7 @@ def test_two_thirds_rule_and_padded_vocabulary():
 
 def test_one_graph_and_no_recompilation_over_varied_batches():
     model = masked_lm()
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend=counter)
     for i, lengths in enumerate(([10, 20, 2], [16, 16], [8, 8, 8, 8], [1, 31], [5] * 6 + [2])):

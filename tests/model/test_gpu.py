@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch._dynamo
 
 from neobert.model.batch import flatten
 from neobert.model.flash4 import flash4_attention
