@@ -113,7 +113,7 @@ def load_tensors(path: Path, state: dict[str, Tensor], workers: Workers | None =
     """
     reader = SafeReader(path)
     compare(path, reader.read_metadata().state_dict_metadata, state)
-    group = workers.group if workers else None
+    group = workers.checkpoint_group if workers else None
     dcp.load(state, storage_reader=reader, process_group=group, no_dist=group is None)
 
 
@@ -134,6 +134,23 @@ def compare(path: Path, stored: dict[str, Any], state: dict[str, Tensor]) -> Non
         )
 
 
+class ReusedStager(DefaultStager):
+    """A stager that keeps its pinned buffers for every save of a run.
+
+    torch 2.11 closes the inner stager at the end of each staging, which makes the second one fail; 2.13 does not.
+    """
+
+    def __init__(self, options: StagingOptions) -> None:
+        super().__init__(options)
+        self._free = self._state_dict_stager.close
+        self._state_dict_stager.close = lambda: None  # type: ignore[method-assign]
+
+    def release(self) -> None:
+        """Free the buffers; after the last save."""
+        self.close()
+        self._free()
+
+
 class Checkpointer:
     """Saves into `directory`, one save in flight.
 
@@ -149,7 +166,7 @@ class Checkpointer:
         self.directory, self.workers, self.keep, self.committed = directory, workers, keep, committed
         gpu = workers.device.type == "cuda"
         # Staged on a GPU while the next step's forward runs: the update waits for it in `before_update`.
-        self._stager = DefaultStager(
+        self._stager = ReusedStager(
             StagingOptions(
                 use_pinned_memory=gpu,
                 use_shared_memory=False,
@@ -177,7 +194,7 @@ class Checkpointer:
             return
         temporary = self.directory / f".saving-{step}"
         writer = dcp.FileSystemWriter(temporary, single_file_per_rank=True, sync_files=True, thread_count=1)
-        group = self.workers.group
+        group = self.workers.checkpoint_group
         saving = dcp.async_save(
             state, storage_writer=writer, process_group=group, no_dist=group is None, async_stager=self._stager
         )
@@ -211,7 +228,7 @@ class Checkpointer:
             self.wait()
         finally:
             self._thread.shutdown()
-            self._stager.close()
+            self._stager.release()
 
     def _commit(self, upload: Future[Any], temporary: Path, step: int, info: dict[str, Any]) -> None:
         try:

@@ -1,30 +1,57 @@
 """The ranks of one run: who they are, how the model is spread over them, and the few sums they share.
 
-Accelerate finds the launcher's environment and prepares model and optimizer (DDP, FSDP2, HSDP); one process on a
-CPU or GPU is the same code with a world of 1. Host decisions (stop, saving) go over a gloo group of their own, so
-that they never wait for the GPU's queue.
+Accelerate finds the launcher's environment and wraps for DDP; FSDP2 and HSDP are torch's `fully_shard` on each
+block and the whole (accelerate leaves a model unsharded on CPU ranks without a word, and then nothing could be
+tested there). One process on a CPU or GPU is the same code with a world of 1. Weights are gathered in fp32 and
+computed on under the same autocast as without sharding, so every strategy follows the same losses. Host decisions
+(stop, saving) go over a gloo group of their own, so that they never wait for the GPU's queue.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import warnings
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from neobert.config.runtime import DistributedConfig
+from neobert.errors import PipelineError
+from neobert.model.encoder import Encoder
+
+# Newer torch renames the option; this name works in every version that we support.
+warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+REFUSED = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_FSDP": "accelerate's FSDP"}
+
+
+def refuse_other_engines() -> None:
+    """Name what a launcher's environment asks for and this trainer does not do.
+
+    Raises:
+        PipelineError: the launcher turned DeepSpeed, FSDP1 or its own FSDP on.
+    """
+    for variable, engine in REFUSED.items():
+        if os.environ.get(variable, "").lower() in ("1", "true", "yes"):
+            raise PipelineError(
+                f"{engine} was turned on by the launcher ({variable}); it is not supported (nor is FSDP1). "
+                "Launch plainly and set runtime.distributed.strategy: fsdp2"
+            )
 
 
 class Workers:
     """This process among the run's ranks.
 
-    Attributes: rank, world, device, accelerator, group (gloo, for host values and checkpoints; None alone).
+    Attributes: rank, world, device, accelerator, group and checkpoint_group (gloo; None alone).
     """
 
     def __init__(self, config: DistributedConfig, mixed_precision: str) -> None:
+        refuse_other_engines()
         self.config = config
         self.autocast_bf16 = mixed_precision == "bf16"
         # Precision is the loop's own autocast: accelerate's would cast outputs inside the compiled graph.
@@ -35,7 +62,10 @@ class Workers:
         )
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
-        self.group = dist.new_group(backend="gloo") if self.world > 1 else None
+        several = self.world > 1
+        self.group = dist.new_group(backend="gloo") if several else None
+        # A checkpoint is written by a thread: on a shared group its collectives would meet the loop's and hang.
+        self.checkpoint_group = dist.new_group(backend="gloo") if several else None
 
     def describe(self) -> str:
         """The device in words."""
@@ -48,12 +78,32 @@ class Workers:
         """Whether this rank writes logs and files."""
         return self.rank == 0
 
-    def prepare(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
-        """`objective` on the device and wrapped for this run's ranks; `optimizer` follows its parameters."""
+    @property
+    def sharded(self) -> bool:
+        """Whether each rank holds only a part of the weights."""
+        return self.world > 1 and self.config.strategy != "ddp"
+
+    def prepare(self, objective: nn.Module) -> nn.Module:
+        """`objective` on the device and wrapped for this run's ranks; its optimizer is made afterwards."""
         if self.world == 1:
             return objective.to(self.device)
-        wrapped, _ = self.accelerator.prepare(objective, optimizer)
-        return wrapped
+        if not self.sharded:
+            return self.accelerator.prepare_model(objective)
+        objective.to(self.device)
+        mesh = self._mesh()
+        for encoder in (m for m in objective.modules() if isinstance(m, Encoder)):
+            for layer in encoder.layers:
+                fully_shard(layer, mesh=mesh)
+        # Embeddings and a tied decoder stay with the root, one group, which is whole for the length of its forward.
+        return fully_shard(objective, mesh=mesh)
+
+    def _mesh(self) -> DeviceMesh:
+        if self.config.strategy == "fsdp2":
+            return init_device_mesh(self.device.type, (self.world,), mesh_dim_names=("shard",))
+        shard = self.config.shard_size or int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
+        if self.world % shard:
+            raise PipelineError(f"runtime.distributed.shard_size: {shard} must divide the {self.world} ranks")
+        return init_device_mesh(self.device.type, (self.world // shard, shard), mesh_dim_names=("replicate", "shard"))
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bf16 autocast where the run asks for it."""
@@ -61,7 +111,10 @@ class Workers:
 
     def no_sync(self, module: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Skip the gradients' reduction on all but the last micro-batch of a step."""
-        return contextlib.nullcontext() if last or self.world == 1 else self.accelerator.no_sync(module)
+        if isinstance(module, FSDPModule):
+            module.set_requires_gradient_sync(last)
+            return contextlib.nullcontext()
+        return contextlib.nullcontext() if last or self.world == 1 else module.no_sync()
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Sum a device tensor over ranks, in place."""

@@ -8,6 +8,7 @@ one core.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +18,8 @@ from neobert.config.datacollator import DataCollatorConfig
 from neobert.packing.order import row_order
 from neobert.training.masking import IGNORED, MaskTable, mask_rows
 from neobert.training.source import Batch
+
+Order = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
 
 EVAL_EPOCH = 2**62
 """The epoch whose masks evaluation uses: none that training reaches, and always the same one."""
@@ -69,22 +72,33 @@ class MlmSource:
         table: the tokenizer's mask id and special ids.
         seed: decides the order of rows and the masks.
         first_row: rows before it are left out (held out for evaluation).
+        order: (samples_seen, count) -> (rows, epochs), both [count]; by default each row once an epoch.
     """
 
     def __init__(
-        self, data: Rows, collator: DataCollatorConfig, table: MaskTable, seed: int, first_row: int = 0
+        self,
+        data: Rows,
+        collator: DataCollatorConfig,
+        table: MaskTable,
+        seed: int,
+        first_row: int = 0,
+        order: Order | None = None,
     ) -> None:
         self.data, self.collator, self.table, self.seed, self.first_row = data, collator, table, seed, first_row
         self.samples_per_epoch = data.rows - first_row
+        self.order = order or self._every_row_once
 
     def micro_batches(
         self, samples_seen: int, global_batch_size: int, micro_batch_size: int, rank: int, world: int
     ) -> list[Batch]:
         """See `BatchSource`: ranks take the global batch's micro-batches in turn."""
-        rows, epochs = row_order(samples_seen, global_batch_size, self.samples_per_epoch, self.seed)
-        rows = rows + self.first_row
+        rows, epochs = self.order(samples_seen, global_batch_size)
         starts = range(rank * micro_batch_size, global_batch_size, micro_batch_size * world)
         return [self.batch(rows[s : s + micro_batch_size], epochs[s : s + micro_batch_size]) for s in starts]
+
+    def _every_row_once(self, samples_seen: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        rows, epochs = row_order(samples_seen, count, self.samples_per_epoch, self.seed)
+        return rows + self.first_row, epochs
 
     def batch(self, rows: np.ndarray, epochs: np.ndarray, counted: int | None = None) -> Batch:
         """The masked micro-batch of these rows; only the first `counted` have labels."""

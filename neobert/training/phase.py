@@ -20,6 +20,7 @@ from neobert.config.trainer import TrainerConfig
 from neobert.errors import PipelineError
 from neobert.model.heads import MaskedLM
 from neobert.model.storage import ModelInfo, save_model
+from neobert.packing.sampling import WeightedOrder
 from neobert.packing.shards import PackedDataset
 from neobert.tokenization.tokenizer import open_tokenizer
 from neobert.training.evaluate import evaluator
@@ -103,7 +104,7 @@ class Phase:
         ids = [getattr(tokenizer, f"{role}_token_id") for role in ("pad", "unk", "cls", "sep", "mask")]
         table = MaskTable.of(tokenizer.mask_token_id, ids, tokenizer.vocab_size)
         held_out, first_row = self._held_out(data)
-        source = MlmSource(data, self.collator, table, self.seed, first_row)
+        source = MlmSource(data, self.collator, table, self.seed, first_row, self._weighted(data, first_row))
         if held_out is None:
             return source, None
         rows = min(held_out.rows, self.dataset.eval_samples or held_out.rows)
@@ -111,6 +112,19 @@ class Phase:
         evaluated = MlmSource(held_out, self.collator, table, self.seed)
         size = self.trainer.per_device_train_batch_size
         return source, evaluator(evaluated, rows, size, self.trainer.eval_max_batches)
+
+    def _weighted(self, data: PackedDataset, first_row: int) -> WeightedOrder | None:
+        """The order that `dataset.sampling_probs` asks for, if any; the log says how often each source is read."""
+        if self.dataset.sampling_probs is None:
+            return None
+        kept = {
+            name: [(max(first, first_row), stop) for first, stop in ranges if stop > first_row]
+            for name, ranges in data.sources.items()
+        }
+        order = WeightedOrder(kept, data.manifest["sources"], self.dataset.sampling_probs, self.seed)
+        samples = self.trainer.max_steps * self.trainer.global_batch_size
+        log.info("%s: %d samples are these epochs of each source: %s", self.stage, samples, order.epochs(samples))
+        return order
 
     def _held_out(self, data: PackedDataset) -> tuple[PackedDataset | None, int]:
         """(rows to evaluate on or None, how many first rows of train they take away)."""

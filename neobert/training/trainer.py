@@ -113,9 +113,9 @@ def train(
     _set_determinism(trainer.deterministic, seed)
     for encoder in (m for m in objective.modules() if isinstance(m, Encoder)):
         encoder.gradient_checkpointing = trainer.gradient_checkpointing
+    compile_objective(objective, trainer, workers.sharded)
+    module = workers.prepare(objective).train()
     updater = build_optimizer(objective, optimizer)
-    _compile(objective, trainer)
-    module = workers.prepare(objective, updater).train()
     timing = Timing(workers.device, runtime.timing)
     saver = Checkpointer(
         scratch / resume.CHECKPOINTS,
@@ -250,7 +250,18 @@ def _set_determinism(deterministic: bool, seed: int) -> None:
     torch.use_deterministic_algorithms(deterministic)
 
 
-def _compile(objective: nn.Module, config: LoopConfig) -> None:
-    """Compile in place, before any wrapper, as one full graph."""
-    if config.torch_compile:
-        objective.compile(fullgraph=True, backend=config.torch_compile_backend, dynamic=config.torch_compile_dynamic)
+def compile_objective(objective: nn.Module, config: LoopConfig, sharded: bool) -> None:
+    """Compile in place, before any wrapper: one full graph, or each layer's forward where FSDP2 gathers around it."""
+    if not config.torch_compile:
+        return
+    options: dict[str, Any] = {
+        "fullgraph": True,
+        "backend": config.torch_compile_backend,
+        "dynamic": config.torch_compile_dynamic,
+    }
+    if not sharded:
+        objective.compile(**options)
+        return
+    for encoder in (m for m in objective.modules() if isinstance(m, Encoder)):
+        for layer in encoder.layers:
+            layer.forward = torch.compile(layer.forward, **options)

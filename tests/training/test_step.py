@@ -1,7 +1,6 @@
 """Trap 5: one optimizer step does not depend on how its batch is split; and what an unsound step leaves behind."""
 
 import json
-from typing import ClassVar
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from neobert.errors import PipelineError
 from neobert.training.optimizer import parameter_groups
 from neobert.training.trainer import accumulation_steps
 from tests.training import tiny
+from tests.training.poison import Poisonable, Poisoned
 
 
 @pytest.mark.parametrize("size", [1, 2, 8])
@@ -54,40 +54,6 @@ def test_norms_biases_and_embeddings_are_not_decayed():
 
 LOG = {"logging_steps": 1}
 FLAT = {"name": "constant"}
-
-
-class Poisoned:
-    """A source whose batches make the loss NaN at some steps."""
-
-    def __init__(self, steps):
-        self.inner, self.steps = tiny.source(), steps
-        self.samples_per_epoch = self.inner.samples_per_epoch
-
-    def micro_batches(self, samples_seen, global_batch_size, *others):
-        batches = self.inner.micro_batches(samples_seen, global_batch_size, *others)
-        for batch in batches:
-            batch["poison"] = torch.tensor(float("nan") if samples_seen // global_batch_size in self.steps else 0.0)
-        return batches
-
-
-class Poisonable(torch.nn.Module):
-    """The tiny objective plus whatever the batch's poison is, in the first of its micro-batches."""
-
-    dynamic_dims: ClassVar[dict] = {}
-
-    def __init__(self):
-        super().__init__()
-        self.inner = tiny.objective()
-
-    def forward(self, batch):
-        loss, metrics = self.inner({k: v for k, v in batch.items() if k != "poison"})
-        return loss * (1 + batch["poison"]), metrics
-
-    def after_update(self):
-        self.inner.after_update()
-
-    def train_flops(self, host):
-        return None
 
 
 def test_a_non_finite_step_is_skipped_and_counted_and_changes_nothing(tmp_path):

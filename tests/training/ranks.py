@@ -1,0 +1,50 @@
+"""Run under torchrun by test_distributed.py: several small trainings on the same ranks, results left in files."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from neobert.config.runtime import DistributedConfig
+from neobert.training.signals import Preempted
+from tests.training import tiny
+from tests.training.poison import Poisonable, Poisoned
+
+RANK = int(os.environ["RANK"])
+
+
+class OneRankSignalled:
+    """Only rank 1 gets the signal; all ranks must stop at the same step."""
+
+    def __init__(self, step):
+        self.inner, self.step = tiny.source(), step
+        self.samples_per_epoch = self.inner.samples_per_epoch
+
+    def micro_batches(self, samples_seen, global_batch_size, *others):
+        if RANK == 1 and samples_seen == self.step * global_batch_size:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return self.inner.micro_batches(samples_seen, global_batch_size, *others)
+
+
+def train(scratch: Path, strategy: str, **others):
+    runtime = {"num_workers": 0, "distributed": DistributedConfig(strategy=strategy)}
+    result = tiny.run(scratch, {"per_device_train_batch_size": 2}, runtime, **others)
+    if RANK == 0:
+        torch.save({"history": result.history, "state": result.state_dict}, scratch / "result.pt")
+
+
+def main(out: Path) -> None:
+    for strategy in ("ddp", "fsdp2", "hsdp"):
+        train(out / strategy, strategy)
+    for strategy in ("ddp", "fsdp2"):
+        train(out / f"{strategy}-poisoned", strategy, objective=Poisonable(), source=Poisoned({5}, rank=1))
+        try:
+            train(out / f"{strategy}-stopped", strategy, source=OneRankSignalled(6))
+        except Preempted as error:
+            (out / f"{strategy}-stopped" / f"rank-{RANK}.txt").write_text(str(error))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

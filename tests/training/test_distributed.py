@@ -1,0 +1,78 @@
+"""Two gloo ranks on the CPU train like one process: losses, skips, stops, and going on with another number of ranks."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from neobert.errors import PipelineError
+from neobert.training.distributed import refuse_other_engines
+from tests.training import tiny
+from tests.training.poison import Poisonable, Poisoned
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """Everything that two ranks do, in one launch (starting them is most of the cost)."""
+    out = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "tests.training.ranks"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*command, str(out)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return out
+
+
+def result(scratch):
+    return torch.load(scratch / "result.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return tiny.run(tmp_path_factory.mktemp("alone"), {"per_device_train_batch_size": 2})
+
+
+def same_curve(a, b, tolerance):
+    assert [row["step"] for row in a] == [row["step"] for row in b]
+    for x, y in zip(a, b, strict=True):
+        assert x["loss"] == pytest.approx(y["loss"], abs=tolerance)
+        assert x["grad_norm"] == pytest.approx(y["grad_norm"], rel=1e-5)
+        assert (x["lr"], x["samples"], x["skipped"]) == (y["lr"], y["samples"], y["skipped"])
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "hsdp"])
+def test_two_ranks_follow_one_process(ranks, alone, strategy):
+    several = result(ranks / strategy)
+    same_curve(alone.history, several["history"], 2e-6)
+    assert alone.state_dict.keys() == several["state"].keys()
+    for key, value in alone.state_dict.items():
+        torch.testing.assert_close(value, several["state"][key], atol=1e-5, rtol=1e-4, msg=key)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_nan_on_one_rank_is_skipped_on_all(ranks, tmp_path, strategy):
+    several = result(ranks / f"{strategy}-poisoned")
+    one = tiny.run(tmp_path, {"per_device_train_batch_size": 2}, objective=Poisonable(), source=Poisoned({5}))
+    assert several["history"][-1]["skipped"] == 1
+    same_curve(one.history, several["history"], 2e-6)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_signal_to_one_rank_stops_all_and_one_process_goes_on(ranks, alone, strategy):
+    stopped = ranks / f"{strategy}-stopped"
+    messages = [(stopped / f"rank-{rank}.txt").read_text() for rank in (0, 1)]
+    assert messages[1].startswith("tiny: stopped by SIGTERM after step ")
+    assert messages[0].split(" after ")[1] == messages[1].split(" after ")[1]
+    resumed = tiny.run(stopped, {"per_device_train_batch_size": 2})
+    same_curve(alone.history, resumed.history, 1e-5)
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"])
+def test_other_engines_are_refused_by_name(variable, monkeypatch):
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(PipelineError, match="strategy: fsdp2"):
+        refuse_other_engines()
