@@ -64,7 +64,11 @@ def row_order(samples_seen: int, count: int, rows: int, seed: int) -> tuple[np.n
 
     Every epoch visits each of ``rows`` rows once; the batch may straddle epochs.
     """
-    position = np.arange(samples_seen, samples_seen + count, dtype=np.int64)
+    return rows_at(np.arange(samples_seen, samples_seen + count, dtype=np.int64), rows, seed)
+
+
+def rows_at(position: np.ndarray, rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows at any positions (int64 [N]) of the endless order, and their epochs; both int64 [N]."""
     epoch, position = np.divmod(position, rows)
     window_rows = BLOCK * WINDOW
     window = position // window_rows
