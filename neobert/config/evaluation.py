@@ -69,8 +69,8 @@ class EvaluationConfig:
     ] = "all"
     mteb_batch_size: Annotated[
         int,
-        "Memory of a batch, in texts of maximum length: our encoder fills a batch with that many tokens, a "
-        "sentence-transformers model takes that many texts.",
+        "Largest batch, in texts of maximum length: our encoder takes at most that many tokens, a "
+        "sentence-transformers model that many texts.",
         Bounds(ge=1),
     ] = 32
     mteb_pooling: Annotated[
@@ -95,6 +95,7 @@ class EvaluationConfig:
     models: Annotated[
         list[str], "Further sentence-transformers models, by directory or hub name, scored on the same tasks."
     ] = field(default_factory=list)
+    trust_remote_code: Annotated[bool, "Run Python code that evaluation.models bring along."] = False
 
     def problems(self) -> Iterator[tuple[str, str]]:
         names = [task.name for task in self.tasks]

@@ -31,6 +31,8 @@ from neobert.progress import progress
 
 BLOCK = 2048
 """Texts tokenised together: a few batches ahead of the model, small against the memory of the texts."""
+TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 65_536}
+"""A CPU's forward stays in its cache (16k tokens measured 1.2x slower); a GPU's fills it."""
 
 
 def batch_bounds(lengths: np.ndarray, tokens_per_batch: int) -> list[int]:
@@ -52,7 +54,8 @@ class TextEncoder:
     """An `EmbeddingModel` with its tokenizer: `encode(texts) -> float32[N, H]`.
 
     `embedder` is moved to `device` and `dtype` and put into evaluation mode. `max_length` counts the special
-    tokens. `tokens_per_batch` bounds the memory of a forward: activations are proportional to it.
+    tokens. `tokens_per_batch` bounds the memory of a forward, whose activations are proportional to it; at most
+    `TOKENS_PER_BATCH` of the device are used, as more measured no faster.
     """
 
     def __init__(
@@ -61,14 +64,15 @@ class TextEncoder:
         tokenizer: PreTrainedTokenizerBase,
         *,
         max_length: int,
-        tokens_per_batch: int = 16_384,
+        tokens_per_batch: int | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.device = torch.device(device)
         self.embedder = embedder.to(device=self.device, dtype=dtype).eval()
         self.max_length = max_length
-        self.tokens_per_batch = tokens_per_batch
+        limit = TOKENS_PER_BATCH[self.device.type]
+        self.tokens_per_batch = min(tokens_per_batch or limit, limit)
         self.pad_token_id = int(tokenizer.pad_token_id)
         # A copy: truncation is state of the Rust object, and the caller's tokenizer is not ours to change.
         self._rust = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -132,5 +136,6 @@ class TextEncoder:
         for start, stop in pairwise(batch_bounds(lengths[by_length], self.tokens_per_batch)):
             chosen = by_length[start:stop]
             batch = flatten([ids[i] for i in chosen], self.pad_token_id)
-            batch = batch.to(self.device, non_blocking=True)
+            if self.device.type == "cuda":
+                batch = batch.pin_memory().to(self.device, non_blocking=True)
             yield indices[chosen], self.embedder(batch, len(chosen))

@@ -57,7 +57,9 @@ def contestants(config: EvaluationConfig, paths: ModelPaths, texts: list[str], s
     found.append(Contestant("finetuned", lambda: finetuned(paths.finetuned, paths.export, texts, settings), named=True))
     for path in config.models:
         label = model_label(path)
-        found.append(Contestant(label, partial(third_party, path, label, settings), named=True))
+        found.append(
+            Contestant(label, partial(third_party, path, label, settings, config.trust_remote_code), named=True)
+        )
     return found
 
 

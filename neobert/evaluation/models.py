@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from transformers import AutoTokenizer
 
 from neobert.config.evaluation import EvaluationConfig
@@ -100,6 +101,8 @@ def finetuned(directory: Path, export: Path, texts: Sequence[str], settings: Enc
     """
     embedder, info = load_embedding_model(directory)
     own_prompts = info.embedding.prompts if info.embedding else {}
+    if exported_dtype(export) == "BF16":  # the artefact's weights are the rounded ones
+        embedder.encoder.to(torch.bfloat16).float()
     exact = EncodeSettings("cpu", torch.float32, settings.batch_size, None, None, settings.pooling)
     check_export(text_encoder(copy.deepcopy(embedder), directory, info, exact), own_prompts, export, texts)
     prompts = own_prompts if settings.prompts is None else settings.prompts
@@ -115,7 +118,9 @@ def check_export(encoder: TextEncoder, prompts: dict[str, str], export: Path, te
     """
     from sentence_transformers import SentenceTransformer
 
-    theirs = SentenceTransformer(str(export), device="cpu")
+    theirs = SentenceTransformer(
+        str(export), device="cpu", trust_remote_code=True, model_kwargs={"dtype": torch.float32}
+    )
     if theirs.max_seq_length != encoder.max_length:
         raise PipelineError(
             f"{export}: reads {theirs.max_seq_length} tokens, the trained model {encoder.max_length}; export it again"
@@ -134,7 +139,15 @@ def check_export(encoder: TextEncoder, prompts: dict[str, str], export: Path, te
         log.info("export check (%s): largest difference %.1e over %d texts", name, difference, len(texts))
 
 
-def third_party(path: str, label: str, settings: EncodeSettings) -> Any:
+def exported_dtype(export: Path) -> str:
+    """The type that an exported directory stores its weights in, by safetensors' name."""
+    for path in sorted(export.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as tensors:
+            return tensors.get_slice(next(iter(tensors.keys()))).get_dtype()
+    raise PipelineError(f"{export}: holds no model.safetensors; run `dvc repro export`")
+
+
+def third_party(path: str, label: str, settings: EncodeSettings, trust_remote_code: bool) -> Any:
     """A sentence-transformers model by directory or hub name, wrapped by MTEB itself, with its own prompts.
 
     Raises:
@@ -144,7 +157,7 @@ def third_party(path: str, label: str, settings: EncodeSettings) -> Any:
     from sentence_transformers import SentenceTransformer
 
     try:
-        model = SentenceTransformer(path, device=settings.device)
+        model = SentenceTransformer(path, device=settings.device, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise PipelineError(
             f"evaluation.models: {path!r} cannot be loaded by sentence-transformers: {error}"

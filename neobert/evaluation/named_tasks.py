@@ -6,8 +6,6 @@ Cost: one request, or one read of each cached data set.
 """
 
 import logging
-import urllib.error
-import urllib.request
 from typing import Any
 
 import datasets
@@ -18,10 +16,9 @@ from mteb.abstasks import AbsTask
 from neobert.config.evaluation import EvaluationConfig
 from neobert.errors import PipelineError
 from neobert.evaluation.local_tasks import MTEB_TYPES
+from neobert.network import probe_hub
 
 log = logging.getLogger(__name__)
-SECONDS = 5.0
-"""How long the hub may take to answer."""
 
 
 def named_tasks(config: EvaluationConfig) -> list[AbsTask]:
@@ -82,11 +79,8 @@ def hub_answers() -> bool:
     """Does the Hugging Face hub (``HF_ENDPOINT``) answer within a few seconds?"""
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return False
-    request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
     try:
-        with urllib.request.urlopen(request, timeout=SECONDS):
-            return True
-    except urllib.error.HTTPError:  # it answered, if only to say no
-        return True
-    except OSError:
+        probe_hub("evaluation")
+    except PipelineError:
         return False
+    return True

@@ -6,14 +6,17 @@ Source: ``mteb.evaluate``. Cost: the encoding, plus seconds a task for the metri
 """
 
 import json
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import datasets
 import mteb
 from mteb.abstasks import AbsTask
-from mteb.results import TaskResult
+from mteb.results import ModelResult, TaskResult
+from sklearn.exceptions import UndefinedMetricWarning
 
 from neobert.errors import PipelineError
 from neobert.io import write_json
@@ -51,17 +54,7 @@ def run_tasks(
     """
     for task in tasks:
         try:
-            outcome = mteb.evaluate(
-                model,
-                task,
-                co2_tracker=False,
-                raise_error=False,
-                cache=None,
-                overwrite_strategy="always",
-                encode_kwargs={"batch_size": batch_size, "show_progress_bar": False},
-                prediction_folder=predictions,
-                show_progress_bar=False,
-            )
+            outcome = _run(model, task, batch_size, predictions)
         except Exception as error:  # an aggregate of failed tasks, or a modality the model lacks
             scores.failures.append(f"{task.metadata.name} failed with {label}: {error}")
             continue
@@ -70,6 +63,24 @@ def run_tasks(
         for result in outcome.task_results:
             scores.results.setdefault(label, []).append(result)
             scores.by_model.setdefault(label, {})[result.task_name] = round(float(result.get_score()), 5)
+
+
+def _run(model: Any, task: AbsTask, batch_size: int, predictions: Path | None) -> ModelResult:
+    datasets.disable_progress_bars()  # ours shows the encoding, which is where the time goes
+    with warnings.catch_warnings():
+        # Ten draws of eight examples a label leave some label without a prediction; its precision is then 0.
+        warnings.simplefilter("ignore", UndefinedMetricWarning)
+        return mteb.evaluate(
+            model,
+            task,
+            co2_tracker=False,
+            raise_error=False,
+            cache=None,
+            overwrite_strategy="always",
+            encode_kwargs={"batch_size": batch_size, "show_progress_bar": False},
+            prediction_folder=predictions,
+            show_progress_bar=False,
+        )
 
 
 def write_results(directory: Path, scores: Scores) -> None:

@@ -29,7 +29,7 @@ class ExportDouble:
     error = 0.0
     source = None
 
-    def __init__(self, path, device):
+    def __init__(self, path, **_):
         embedder, info = load_embedding_model(self.source)
         tokenizer = AutoTokenizer.from_pretrained(self.source / "tokenizer")
         self.encoder = TextEncoder(embedder, tokenizer, max_length=info.max_length)
