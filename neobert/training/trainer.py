@@ -111,11 +111,7 @@ def train(
     workers = Workers(runtime.distributed, trainer.mixed_precision)
     micro_batches = accumulation_steps(trainer, workers.world)
     _set_determinism(trainer.deterministic, seed)
-    for encoder in (m for m in objective.modules() if isinstance(m, Encoder)):
-        encoder.gradient_checkpointing = trainer.gradient_checkpointing
-    compile_objective(objective, trainer, workers.sharded)
-    module = workers.prepare(objective).train()
-    updater = build_optimizer(objective, optimizer)
+    module, updater = assemble(objective, trainer, optimizer, workers)
     timing = Timing(workers.device, runtime.timing)
     saver = Checkpointer(
         scratch / resume.CHECKPOINTS,
@@ -248,6 +244,17 @@ def _due(done: int, every: int | None) -> bool:
 def _set_determinism(deterministic: bool, seed: int) -> None:
     seed_step(seed, -1, 0)
     torch.use_deterministic_algorithms(deterministic)
+
+
+def assemble(
+    objective: nn.Module, trainer: LoopConfig, optimizer: OptimizerConfig, workers: Workers
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The objective compiled, on its device and wrapped for its ranks, and its optimizer."""
+    for encoder in (m for m in objective.modules() if isinstance(m, Encoder)):
+        encoder.gradient_checkpointing = trainer.gradient_checkpointing
+    compile_objective(objective, trainer, workers.sharded)
+    module = workers.prepare(objective).train()
+    return module, build_optimizer(objective, optimizer)
 
 
 def compile_objective(objective: nn.Module, config: LoopConfig, sharded: bool) -> None:

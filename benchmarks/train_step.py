@@ -1,0 +1,134 @@
+"""The trainer's step: tokens/s, MFU, memory, where the time goes, and A against B.
+
+    python -m benchmarks.train_step [--profile neobert-250m] [--phase longer_context] [--set key=value ...]
+        [--ab key=value ...] [--peers] [--steps 10] [--rounds 5]
+
+A is params.yaml with the profile and `--set`; B is A with `--ab` as well. With `--peers`, Hugging Face's EuroBERT
+of A's dimensions and ModernBERT-base join, on the same rows (`benchmarks.peers`). All of them take turns, in one
+process, a block of `--steps` steps a round, after a warm-up; figures are medians over rounds. Prints a table,
+then one JSON object as its last line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+from typing import Any
+
+import torch
+
+from benchmarks.subject import Timed, TrainerStep, params_with
+from neobert.errors import PipelineError
+from neobert.training.metrics import peak_flops
+
+
+def device_name() -> str:
+    """The accelerator's name, or the CPU's."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
+
+
+def figures(subject: Timed, peak: float | None) -> dict[str, Any]:
+    """What was measured of one subject."""
+    seconds = statistics.median(subject.seconds)
+    flops = subject.flops
+    return {
+        "ms": seconds * 1e3,
+        "ms_min": min(subject.seconds) * 1e3,
+        "ms_max": max(subject.seconds) * 1e3,
+        "steps_per_second": 1 / seconds,
+        "tokens_per_second": subject.tokens / seconds,
+        "tflops_per_second": None if flops is None else flops / seconds / 1e12,
+        "mfu": None if flops is None or peak is None else flops / seconds / peak,
+        "peak_memory_gib": subject.peak_bytes / 2**30,
+        "graphs_after_warmup": subject.late_graphs,
+    }
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """Results as lines of text."""
+    lines = [f"{'':44} {'ms':>8} {'ktok/s':>9} {'TFLOP/s':>8} {'MFU':>7} {'GiB':>7} {'recompiles':>10}"]
+    for name, row in results.items():
+        mfu = "-" if row["mfu"] is None else f"{row['mfu']:.1%}"
+        tflops = "-" if row["tflops_per_second"] is None else f"{row['tflops_per_second']:.1f}"
+        lines.append(
+            f"{name:44} {row['ms']:8.1f} {row['tokens_per_second'] / 1e3:9.1f} {tflops:>8} {mfu:>7} "
+            f"{row['peak_memory_gib']:7.1f} {row['graphs_after_warmup']:10d}"
+        )
+    return "\n".join(lines)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Speed of the training step.")
+    parser.add_argument("--profile", help="of profiles/, merged over params.yaml")
+    parser.add_argument("--phase", choices=("pretrain", "longer_context"), default="pretrain")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="params of A (and B)")
+    parser.add_argument("--ab", nargs="*", default=[], metavar="KEY=VALUE", help="params of B alone")
+    parser.add_argument("--peers", action="store_true", help="also time transformers' EuroBERT and ModernBERT")
+    parser.add_argument("--vocab-size", type=int, default=32000)
+    parser.add_argument("--mean-document", type=float, help="default: 320 up to 1024 tokens a row, else 475")
+    parser.add_argument("--steps", type=int, default=10, help="steps of a block")
+    parser.add_argument("--rounds", type=int, default=5, help="blocks of each subject")
+    parser.add_argument("--warmup", type=int, default=6, help="steps before any is timed")
+    return parser.parse_args()
+
+
+def subjects_of(args: argparse.Namespace) -> list[Timed]:
+    """A, B and the peers, as asked for."""
+    torch.backends.cuda.matmul.allow_tf32 = True
+    params = params_with(args.profile, args.set)
+    rows = params["longer_context"] if args.phase == "longer_context" else params
+    mean = args.mean_document or (320.0 if rows["packing"]["max_length"] <= 1024 else 475.0)
+    first = TrainerStep("A (this trainer)", params, args.phase, args.vocab_size, mean)
+    subjects: list[Timed] = [first]
+    if args.ab:
+        name = "B (" + " ".join(args.ab) + ")"
+        other = params_with(args.profile, [*args.set, *args.ab])
+        subjects.append(TrainerStep(name, other, args.phase, args.vocab_size, mean))
+    if args.peers:
+        from benchmarks.peers import EuroBert, ModernBert
+
+        subjects += [peer(first) for peer in (EuroBert, ModernBert)]
+    return subjects
+
+
+def main() -> None:
+    args = arguments()
+    try:
+        subjects = subjects_of(args)
+        for subject in subjects:
+            subject.block(args.warmup, record=False)
+        for _ in range(args.rounds):
+            for subject in subjects:
+                subject.block(args.steps, record=True)
+    except PipelineError as error:
+        raise SystemExit(f"error: {error}") from None
+    peak = peak_flops(device_name())
+    results = {subject.name: figures(subject, peak) for subject in subjects}
+    first = subjects[0]
+    assert isinstance(first, TrainerStep)
+    print(f"{device_name()}, torch {torch.__version__}: {first.tokens} tokens a step in {first.segments} segments")
+    print(table(results))
+    breakdown = first.breakdown(args.steps)
+    for name, times in breakdown.items():
+        print(f"  {name:12} p50 {times['p50_ms']:8.2f} ms  p95 {times['p95_ms']:8.2f} ms")
+    print(
+        json.dumps(
+            {
+                "command": "python -m benchmarks.train_step " + " ".join(sys.argv[1:]),
+                "device": device_name(),
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+                "tokens_per_step": first.tokens,
+                "segments": first.segments,
+                "results": results,
+                "timing": breakdown,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
