@@ -12,8 +12,8 @@ SOURCE, TARGET, REPORTS = Path("models/contrastive"), Path("models/export"), Pat
 
 
 def main() -> None:
-    differences = export(SOURCE, TARGET, load(ExportConfig, "export"))
-    write_json(REPORTS / "metrics.json", {"largest_difference": differences})
+    layout, differences = export(SOURCE, TARGET, load(ExportConfig, "export"))
+    write_json(REPORTS / "metrics.json", {"format": layout, "largest_difference": differences})
 
 
 if __name__ == "__main__":

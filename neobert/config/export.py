@@ -11,9 +11,12 @@ class ExportConfig:
     """Section ``export``."""
 
     format: Annotated[
-        Literal["native"], "native writes transformers' own EuroBERT classes, which need no remote code."
+        Literal["native", "neobert"],
+        "native writes transformers' own EuroBERT classes, which need no remote code; neobert carries its modelling "
+        "code with it, and is also what a model gets that the native classes cannot express.",
     ] = "native"
     dtype: Annotated[Literal["fp32", "bf16"], "Precision of the exported weights."] = "fp32"
+    onnx: Annotated[bool, "Also write onnx/model.onnx (hidden states, fp32), checked with onnxruntime."] = False
     max_shard_size_mb: Annotated[int, "Weights are split into files of at most this many megabytes.", Bounds(ge=1)] = (
         5000
     )

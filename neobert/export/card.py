@@ -6,6 +6,7 @@ from pathlib import Path
 import transformers
 
 from neobert.config.export import ExportConfig
+from neobert.export.native import obstacles
 from neobert.io import sha256_file
 from neobert.model.storage import WEIGHTS, ModelInfo
 
@@ -52,7 +53,14 @@ def provenance(source: Path, info: ModelInfo) -> dict[str, str]:
     return found
 
 
-def card(config: ExportConfig, info: ModelInfo, facts: dict[str, str], remote_code: bool) -> str:
+def _classes(info: ModelInfo, layout: str) -> str:
+    if layout == "native":
+        return "transformers' own EuroBERT"
+    lacking = obstacles(info.model)
+    return "in this directory" + (f", for EuroBERT's lack {', '.join(lacking)}" if lacking else "")
+
+
+def card(config: ExportConfig, info: ModelInfo, facts: dict[str, str], layout: str) -> str:
     """The text of README.md."""
     model = info.model
     front = ["library_name: sentence-transformers", "pipeline_tag: sentence-similarity"]
@@ -65,6 +73,7 @@ def card(config: ExportConfig, info: ModelInfo, facts: dict[str, str], remote_co
         "feed-forward": f"{model.hidden_act}, {model.mlp_size}",
         "vocabulary": f"{info.vocab_size} rows",
         "longest input": f"{info.max_length} tokens",
+        "classes": _classes(info, layout),
         "weights": config.dtype,
         "pooling": "mean" if embedding is None else embedding.pooling,
         "embeddings normalised": "yes" if embedding is None or embedding.normalize else "no",
@@ -72,7 +81,7 @@ def card(config: ExportConfig, info: ModelInfo, facts: dict[str, str], remote_co
     }
     table = "\n".join(f"| {k} | {v} |" for k, v in rows.items())
     origin = "\n".join(f"| {k} | `{v}` |" for k, v in facts.items())
-    usage = USAGE.format(path="path/to/this/directory", code=", trust_remote_code=True" if remote_code else "")
+    usage = USAGE.format(path="path/to/this/directory", code="" if layout == "native" else ", trust_remote_code=True")
     return (
         "---\n" + "\n".join(front) + f"\n---\n\n# {config.name}\n\n"
         "A text encoder trained by masked language modelling and contrastive fine-tuning.\n\n"

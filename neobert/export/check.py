@@ -58,6 +58,19 @@ def check_transformers(directory: str, probe: dict[str, torch.Tensor], about: di
     return found
 
 
+def check_onnx(directory: str, probe: dict[str, torch.Tensor], about: dict) -> dict[str, float]:
+    """Difference of hidden states through onnxruntime; nothing where no ONNX file was written."""
+    path = Path(directory) / "onnx" / "model.onnx"
+    if not path.is_file():
+        return {}
+    import onnxruntime
+
+    ids, mask = padded([probe[f"ids.{i}"] for i in range(about["sequences"])], about["special"]["pad_token_id"])
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (hidden,) = session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+    return {"hidden_onnx": largest(torch.from_numpy(hidden)[mask.bool()], probe["hidden"])}
+
+
 def check_tokenizer(directory: str, about: dict) -> dict[str, float]:
     """How many probe texts tokenise differently, and how many special ids differ."""
     from transformers import AutoTokenizer
@@ -93,6 +106,7 @@ def main(directory: str, tensors: str, description: str, result: str) -> None:
     code = "auto_map" in json.loads((Path(directory) / "config.json").read_text(encoding="utf-8"))
     found = {
         **check_transformers(directory, probe, about, code),
+        **check_onnx(directory, probe, about),
         **check_tokenizer(directory, about),
         **check_sentence_transformers(directory, probe, about, code),
     }

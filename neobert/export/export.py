@@ -8,13 +8,16 @@ import logging
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from neobert.config.export import ExportConfig
 from neobert.export.card import card, provenance
+from neobert.export.custom import custom_model, write_code
 from neobert.export.modules import write_modules
-from neobert.export.native import native_model
+from neobert.export.native import native_model, obstacles
+from neobert.export.onnx import write_onnx
 from neobert.export.probe import needs_embedding, write_probe
 from neobert.export.tokenizer import write_tokenizer
 from neobert.export.validate import validate
@@ -24,29 +27,41 @@ from neobert.model.heads import MaskedLM
 from neobert.model.storage import TOKENIZER, ModelInfo, check_keys, load_model
 
 log = logging.getLogger(__name__)
+Layout = Literal["native", "neobert"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def export(source: Path, target: Path, config: ExportConfig) -> dict[str, float]:
-    """Export the model directory ``source`` to ``target``, and return the measured differences by name.
+def export(source: Path, target: Path, config: ExportConfig) -> tuple[Layout, dict[str, float]]:
+    """Export the model directory ``source`` to ``target``: (format written, measured differences by name).
 
     Raises:
-        PipelineError: the format cannot express the model, or what was written is not the trained model.
+        PipelineError: what was written is not the trained model.
     """
     model, info, extra = load_model(source)
     model.eval()
+    layout = choose_layout(config, info)
     embedder = build_embedder(model, info, extra)
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as scratch:
         staged = Path(scratch) / "model"
         staged.mkdir()
-        write_directory(staged, source, model, embedder, info, config)
+        write_directory(staged, source, model, embedder, info, config, layout)
         probe = write_probe(Path(scratch), model, embedder, info, source / TOKENIZER)
         found = validate(staged, probe, config.dtype)
         staged.rename(target)
-    log.info("exported %s to %s as %s", source, target, config.format)
-    return found
+    log.info("exported %s to %s as %s", source, target, layout)
+    return layout, found
+
+
+def choose_layout(config: ExportConfig, info: ModelInfo) -> Layout:
+    """The format asked for, or ``neobert`` where the native classes lack a part of the model, which is logged."""
+    lacking = obstacles(info.model)
+    if config.format == "native" and lacking:
+        named = ", ".join(f"model.{name}" for name in lacking)
+        log.warning("export.format: native cannot express %s; exporting as neobert, with its own code", named)
+        return "neobert"
+    return config.format
 
 
 def build_embedder(model: MaskedLM, info: ModelInfo, extra: dict[str, torch.Tensor]) -> EmbeddingModel:
@@ -60,15 +75,26 @@ def build_embedder(model: MaskedLM, info: ModelInfo, extra: dict[str, torch.Tens
 
 
 def write_directory(
-    target: Path, source: Path, model: MaskedLM, embedder: EmbeddingModel, info: ModelInfo, config: ExportConfig
+    target: Path,
+    source: Path,
+    model: MaskedLM,
+    embedder: EmbeddingModel,
+    info: ModelInfo,
+    config: ExportConfig,
+    layout: Layout,
 ) -> None:
     """Write weights, configuration, tokenizer, sentence-transformers files and card into ``target``."""
     described = needs_embedding(info)
     pooling = "bos" if described.pooling == "cls" else "mean"
-    native = native_model(model.state_dict(), info, pooling)
-    torch.nn.Module.to(native, DTYPES[config.dtype])  # transformers' own annotation of .to lacks dtypes
-    native.save_pretrained(target, max_shard_size=f"{config.max_shard_size_mb}MB")
+    state = model.state_dict()
+    written = native_model(state, info, pooling) if layout == "native" else custom_model(state, info, pooling)
+    torch.nn.Module.to(written, DTYPES[config.dtype])  # transformers' own annotation of .to lacks dtypes
+    written.save_pretrained(target, max_shard_size=f"{config.max_shard_size_mb}MB")
+    if layout == "neobert":
+        write_code(target)
+    if config.onnx:
+        write_onnx(target, state, info)
     write_tokenizer(source / TOKENIZER, target, info)
     weights = embedder.weight_table()
     write_modules(target, info, described, None if weights is None else weights.detach())
-    write_text(target / "README.md", card(config, info, provenance(source, info), remote_code=False))
+    write_text(target / "README.md", card(config, info, provenance(source, info), layout))

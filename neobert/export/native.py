@@ -1,16 +1,15 @@
 """Our weights as transformers' own EuroBERT classes, without remote code.
 
 The architectures are the same function: pre-norm RMSNorm blocks, SwiGLU, rotate-half RoPE, no biases. A fused
-``[q | k | v]`` is split and tensors are renamed; no number changes. What the classes cannot express (LayerNorm,
-GELU, learned positions, nGPT, a decoder bias, which EuroBERT couples to biases in its feed-forward) is refused.
-Cost: one copy of the weights.
+``[q | k | v]`` is split and tensors are renamed; no number changes. What the classes cannot express is listed by
+``obstacles``: LayerNorm, GELU, learned positions, nGPT, and a decoder bias, which EuroBERT couples to biases in its
+feed-forward. Cost: one copy of the weights.
 """
 
 import torch
 from transformers import EuroBertConfig, EuroBertForMaskedLM
 
 from neobert.config.model import ModelConfig
-from neobert.errors import PipelineError
 from neobert.model.storage import ModelInfo
 
 LAYER_NAMES = {
@@ -63,15 +62,7 @@ def native_config(info: ModelInfo, classifier_pooling: str = "mean") -> EuroBert
 
 
 def native_state(state: dict[str, torch.Tensor], info: ModelInfo) -> dict[str, torch.Tensor]:
-    """``MaskedLM.state_dict()`` under EuroBERT's names.
-
-    Raises:
-        PipelineError: the model has parts that EuroBERT lacks, named in the message.
-    """
-    if refused := obstacles(info.model):
-        raise PipelineError(
-            f"export.format: 'native' cannot express model.{', model.'.join(refused)}; set export.format to neobert"
-        )
+    """``MaskedLM.state_dict()`` of a model without ``obstacles`` under EuroBERT's names."""
     renamed = {
         "model.embed_tokens.weight": state["encoder.embeddings.weight"],
         "model.norm.weight": state["encoder.norm.weight"],
@@ -87,11 +78,7 @@ def native_state(state: dict[str, torch.Tensor], info: ModelInfo) -> dict[str, t
 
 
 def native_model(state: dict[str, torch.Tensor], info: ModelInfo, classifier_pooling: str) -> EuroBertForMaskedLM:
-    """transformers' masked-language model holding these weights, in fp32 on the CPU.
-
-    Raises:
-        PipelineError: as ``native_state``.
-    """
+    """transformers' masked-language model holding these weights, in fp32 on the CPU."""
     renamed = native_state(state, info)
     model = EuroBertForMaskedLM(native_config(info, classifier_pooling))
     model.load_state_dict(renamed, strict=True)

@@ -31,8 +31,15 @@ def validate(directory: Path, probe: Probe, dtype: str) -> dict[str, float]:
         result = Path(scratch) / "differences.json"
         command = [sys.executable, "-m", "neobert.export.check"]
         command += [str(p) for p in (directory, probe.tensors, probe.description, result)]
-        offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **offline}, check=False)
+        environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            # Code that an export carries is cached by the directory's name, so each check has its own cache.
+            "HF_MODULES_CACHE": scratch,
+            "TRANSFORMERS_VERBOSITY": "error",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         if done.returncode != 0 or not result.is_file():
             raise PipelineError(f"{directory}: does not load in a fresh process:\n{done.stderr[-2000:]}")
         found: dict[str, float] = read_json(result)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from neobert.config.export import ExportConfig
 from neobert.errors import PipelineError
 from neobert.export import check, native
-from neobert.export.export import build_embedder, export, write_directory
+from neobert.export.export import build_embedder, choose_layout, export, write_directory
 from neobert.export.native import native_state
 from neobert.export.probe import write_probe
 from neobert.export.validate import judge
@@ -23,7 +23,7 @@ def check_here(source, target, tmp_path, settings: ExportConfig) -> dict[str, fl
     model, info, extra = load_model(source)
     embedder = build_embedder(model, info, extra)
     target.mkdir()
-    write_directory(target, source, model, embedder, info, settings)
+    write_directory(target, source, model, embedder, info, settings, choose_layout(settings, info))
     probe = write_probe(tmp_path, model, embedder, info, source / "tokenizer")
     check.main(*(str(p) for p in (target, probe.tensors, probe.description, tmp_path / "result.json")))
     return json.loads((tmp_path / "result.json").read_text())
@@ -31,8 +31,9 @@ def check_here(source, target, tmp_path, settings: ExportConfig) -> dict[str, fl
 
 def test_an_export_loads_and_matches_in_a_fresh_process(make_model_dir, tmp_path):
     source = make_model_dir(EmbeddingInfo("mean", True, PROMPTS, True))
-    differences = export(source, tmp_path / "exported", ExportConfig(license="apache-2.0"))
+    layout, differences = export(source, tmp_path / "exported", ExportConfig(license="apache-2.0"))
     assert {"hidden", "hidden_bool_mask", "hidden_additive_mask", "logits", "embeddings_query"} < set(differences)
+    assert layout == "native"
     judge(tmp_path, differences, "fp32")
     config = json.loads((tmp_path / "exported/config.json").read_text())
     assert config["model_type"] == "eurobert"
@@ -60,20 +61,32 @@ def test_every_way_of_pooling_and_storing_matches(make_model_dir, tmp_path, embe
     assert (target / "model.safetensors.index.json").exists() == ("num_hidden_layers" in changes)
 
 
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"ngpt": True}, "ngpt: true"),
-        ({"rope": False}, "rope: false"),
-        ({"rms_norm": False}, "rms_norm: false"),
-        ({"hidden_act": "gelu"}, "hidden_act: gelu"),
-        ({"tie_word_embeddings": False, "decoder_bias": True}, "decoder_bias: true"),
-    ],
-)
-def test_what_the_native_classes_lack_is_refused_by_name(make_model_dir, tmp_path, changes, named):
-    with pytest.raises(PipelineError, match=named):
-        export(make_model_dir(**changes), tmp_path / "exported", ExportConfig())
-    assert not (tmp_path / "exported").exists()
+BEYOND_NATIVE = {
+    "ngpt: true": {"ngpt": True},
+    "rope: false": {"rope": False},
+    "rms_norm: false": {"rms_norm": False},
+    "hidden_act: gelu": {"hidden_act": "gelu"},
+    "decoder_bias: true": {"tie_word_embeddings": False, "decoder_bias": True},
+}
+
+
+@pytest.mark.parametrize("named", BEYOND_NATIVE)
+def test_what_the_native_classes_lack_carries_its_own_code_and_says_why(make_model_dir, tmp_path, named, caplog):
+    target = tmp_path / "exported"
+    source = make_model_dir(EmbeddingInfo("mean", True, PROMPTS), **BEYOND_NATIVE[named])
+    judge(target, check_here(source, target, tmp_path, ExportConfig(onnx=named == "ngpt: true")), "fp32")
+    assert f"native cannot express model.{named}" in caplog.text
+    assert named in (target / "README.md").read_text()
+    assert (target / "modeling_neobert.py").is_file()
+
+
+def test_the_neobert_format_loads_and_matches_in_a_fresh_process(make_model_dir, tmp_path):
+    source = make_model_dir(EmbeddingInfo("cls", True, PROMPTS, True))
+    config = ExportConfig(format="neobert", onnx=True, max_shard_size_mb=1)
+    layout, differences = export(source, tmp_path / "exported", config)
+    assert layout == "neobert"
+    assert differences["hidden_onnx"] <= 1e-5
+    assert differences["embeddings_query"] <= 1e-5
 
 
 def test_a_wrong_export_is_refused(make_model_dir, tmp_path, monkeypatch):
