@@ -7,6 +7,7 @@ once, or after kill -9, with the same result; an interrupted stage keeps its fin
 its own. Publishing hard-links the files into the out and writes the manifest last.
 """
 
+import argparse
 import importlib
 import inspect
 import logging
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from neobert.errors import PipelineError
 from neobert.io import MANIFEST, atomic_path, fingerprint, read_json, sha256_file, write_json
 from neobert.progress import progress
 
@@ -80,27 +82,70 @@ def execute(job: Job, cache: Path) -> dict[str, Any]:
     return entry
 
 
-def run_jobs(jobs: list[Job], cache: Path, description: str, workers: int | None = None) -> dict[str, dict[str, Any]]:
-    """Run what is not finished yet in local processes.
+@dataclass(frozen=True)
+class Engine:
+    """Where jobs run; it cannot change their results.
 
-    Args:
-        workers: processes; null for one a core, never more than there are jobs left.
+    Attributes:
+        workers: local processes; ``None`` for one a core.
+        scheduler_address: of a dask.distributed cluster to run on instead, whose workers see the same files.
+        rank, world: run only every ``world``-th job from ``rank`` on, and publish nothing (one task of a Slurm array);
+            a run without them then finds all jobs finished, and publishes.
+    """
+
+    workers: int | None = None
+    scheduler_address: str | None = None
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def from_command_line(cls, argv: list[str], scheduler_address: str | None) -> "Engine":
+        """A stage's engine: ``--rank R --world W`` runs a share of its shards (one task of a Slurm array).
+
+        Raises:
+            PipelineError: the rank is not one of the world.
+        """
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--rank", type=int, default=0)
+        parser.add_argument("--world", type=int, default=1)
+        args = parser.parse_args(argv)
+        if not 0 <= args.rank < args.world:
+            raise PipelineError(f"--rank {args.rank} must be from 0 to --world - 1 ({args.world - 1})")
+        return cls(scheduler_address=scheduler_address, rank=args.rank, world=args.world)
+
+    @property
+    def partial(self) -> bool:
+        return self.world > 1
+
+
+def run_jobs(jobs: list[Job], cache: Path, description: str, engine: Engine) -> dict[str, dict[str, Any]]:
+    """Run what is not finished yet.
 
     Returns:
-        Each job's entry by its name. The result does not depend on ``workers``.
+        The entry of each job (of this rank's share), by name.
     """
+    cache = cache.resolve()
     cache.mkdir(parents=True, exist_ok=True)
+    jobs = jobs[engine.rank :: engine.world]
     entries = {job.name: entry for job in jobs if (entry := finished(job, cache)) is not None}
     left = [job for job in jobs if job.name not in entries]
     if entries and left:
         log.info("%s: %d of %d shards are finished already", description, len(entries), len(jobs))
-    count = min(workers or len(os.sched_getaffinity(0)), max(len(left), 1))
     with progress(description, len(jobs), "shards") as counter:
         counter.advance(len(entries))
-        for job, entry in _local(left, cache, count):
+        for job, entry in _run(left, cache, engine):
             entries[job.name] = entry
             counter.advance()
     return {job.name: entries[job.name] for job in jobs}
+
+
+def _run(jobs: list[Job], cache: Path, engine: Engine) -> Iterator[tuple[Job, dict[str, Any]]]:
+    if engine.scheduler_address is not None and jobs:
+        from neobert.dask_engine import run_on_dask
+
+        yield from run_on_dask(jobs, cache, engine.scheduler_address)
+    else:
+        yield from _local(jobs, cache, min(engine.workers or len(os.sched_getaffinity(0)), max(len(jobs), 1)))
 
 
 def _local(jobs: list[Job], cache: Path, count: int) -> Iterator[tuple[Job, dict[str, Any]]]:

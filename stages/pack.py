@@ -1,15 +1,20 @@
-"""Stage pack: data/tokens -> data/packed, rows for pretraining."""
+"""Stage pack: data/tokens -> data/packed, rows for pretraining. (`--rank`, `--world`: as stages.tokenize.)"""
 
+import sys
 from pathlib import Path
 
+from neobert.config.corpus import CorpusConfig
 from neobert.config.load import load, load_seed
 from neobert.config.packing import PackingConfig
+from neobert.jobs import Engine
 from neobert.packing.stage import pack
 from stages.stage import run, runs_dir
 
 
 def main() -> None:
-    pack(Path("data/tokens"), Path("data/packed"), load(PackingConfig, "packing"), load_seed(), runs_dir() / "shards")
+    engine = Engine.from_command_line(sys.argv[1:], load(CorpusConfig, "corpus").scheduler_address)
+    config = load(PackingConfig, "packing")
+    pack(Path("data/tokens"), Path("data/packed"), config, load_seed(), runs_dir() / "shards", engine)
 
 
 if __name__ == "__main__":

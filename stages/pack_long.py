@@ -1,16 +1,20 @@
-"""Stage pack_long: data/tokens -> data/packed_long, longer rows and their length mixture for the longer context."""
+"""Stage pack_long: data/tokens -> data/packed_long, rows of the longer context. (`--rank`, `--world`: as stages.tokenize.)"""
 
+import sys
 from pathlib import Path
 
+from neobert.config.corpus import CorpusConfig
 from neobert.config.load import load, load_seed
 from neobert.config.packing import PackingConfig
+from neobert.jobs import Engine
 from neobert.packing.stage import pack
 from stages.stage import run, runs_dir
 
 
 def main() -> None:
+    engine = Engine.from_command_line(sys.argv[1:], load(CorpusConfig, "corpus").scheduler_address)
     config = load(PackingConfig, "longer_context.packing")
-    pack(Path("data/tokens"), Path("data/packed_long"), config, load_seed(), runs_dir() / "shards")
+    pack(Path("data/tokens"), Path("data/packed_long"), config, load_seed(), runs_dir() / "shards", engine)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from neobert.io import read_json
-from neobert.jobs import Job, execute, finished, publish, run_jobs
+from neobert.jobs import Engine, Job, execute, finished, publish, run_jobs
 
 HERE = "tests.test_jobs"
 
@@ -42,8 +42,8 @@ def log(tmp_path, monkeypatch):
 
 def test_finished_jobs_are_not_run_again(tmp_path, log):
     cache = tmp_path / "cache"
-    run_jobs(jobs(["aa", "bb"]), cache, "write", workers=1)
-    entries = run_jobs(jobs(["aa", "bb", "cc"]), cache, "write", workers=2)
+    run_jobs(jobs(["aa", "bb"]), cache, "write", Engine(workers=1))
+    entries = run_jobs(jobs(["aa", "bb", "cc"]), cache, "write", Engine(workers=2))
     assert log() == ["aa", "bb", "cc"]
     assert list(entries) == ["train/aa.txt", "train/bb.txt", "train/cc.txt"]
     assert entries["train/cc.txt"]["characters"] == 2
@@ -59,17 +59,17 @@ def test_a_failing_job_keeps_the_others(tmp_path, log):
     cache = tmp_path / "cache"
     broken = Job("train/x.txt", "key-x", f"{HERE}:write", {"text": "xx", "fail": True})
     with pytest.raises(ValueError, match="broken"):
-        run_jobs([*jobs(["aa"]), broken], cache, "write", workers=1)
+        run_jobs([*jobs(["aa"]), broken], cache, "write", Engine(workers=1))
     assert log() == ["aa"]
     assert not list((cache / "key-x").glob("*")), "nothing half-written is left"
 
 
 KILLED = """
 from pathlib import Path
-from neobert.jobs import run_jobs
+from neobert.jobs import Engine, run_jobs
 from tests.test_jobs import jobs
 import sys
-run_jobs(jobs(["aa", "bb"]) + jobs(["cc"], seconds=60.0), Path(sys.argv[1]), "write", workers=1)
+run_jobs(jobs(["aa", "bb"]) + jobs(["cc"], seconds=60.0), Path(sys.argv[1]), "write", Engine(workers=1))
 """
 
 
@@ -81,7 +81,7 @@ def test_kill_9_keeps_finished_jobs(tmp_path, log):
         time.sleep(0.02)
     child.send_signal(signal.SIGKILL)
     child.wait()
-    entries = run_jobs(jobs(["aa", "bb", "cc"]), cache, "write", workers=1)
+    entries = run_jobs(jobs(["aa", "bb", "cc"]), cache, "write", Engine(workers=1))
     assert log() == ["aa", "bb", "cc"], "aa and bb ran once, in the killed process"
     assert (cache / "key-cc" / "shard").read_text() == "cc"
     assert len(entries) == 3
@@ -92,7 +92,7 @@ def test_publishing_links_and_writes_the_manifest(tmp_path, log):
     out.mkdir()
     (out / "stale.txt").write_text("old")
     made = jobs(["aa"])
-    entries = run_jobs(made, cache, "write", workers=1)
+    entries = run_jobs(made, cache, "write", Engine(workers=1))
     publish(entries, made, cache, out, {"total": 2})
     assert not (out / "stale.txt").exists()
     assert os.path.samefile(out / "train/aa.txt", cache / "key-aa" / "shard")

@@ -135,6 +135,12 @@ class CorpusConfig:
         "A row that does not parse, lacks text, is not UTF-8 or is too long: stop with file and line, or count it.",
     ] = "fail"
     max_document_bytes: Annotated[int, "Longest document allowed, in UTF-8 bytes.", Bounds(ge=1)] = 10_000_000
+    engine: Annotated[
+        Literal["local", "dask"], "Where tokenize and pack run: processes of this host, or a dask.distributed cluster."
+    ] = "local"
+    scheduler_address: Annotated[
+        str | None, "Address of the dask scheduler, e.g. tcp://host:8786; its workers must see this folder."
+    ] = None
     validation_fraction: Annotated[
         float, "Share of documents, chosen by hash of their text, kept for validation loss.", Bounds(gt=0, lt=1)
     ] = 0.01
@@ -156,6 +162,8 @@ class CorpusConfig:
                 yield "held_out_packages", "must name at least one package (its retrieval task is built from it)"
             if len(set(self.held_out_packages)) == len(set(names)):
                 yield "held_out_packages", "must leave at least one package for training"
+        if (self.engine == "dask") != (self.scheduler_address is not None):
+            yield "scheduler_address", f"goes with corpus.engine dask, and corpus.engine is {self.engine}"
         if self.source == "files" and not self.files:
             yield "files", "must name at least one glob or URL when corpus.source is files"
         if self.source == "hub" and not self.hub:

@@ -18,10 +18,10 @@ from neobert.progress import progress
 log = logging.getLogger(__name__)
 
 
-def write_corpus(config: CorpusConfig, corpus: Path, embedded: Path) -> dict[str, Any]:
+def write_corpus(config: CorpusConfig, corpus: Path, embedded: Path | None = None) -> dict[str, Any]:
     """Write the shards of ``corpus`` and, where the source is ``installed_packages``, of ``embedded``.
 
-    What is in the two directories is removed first. With another source ``embedded`` holds only a manifest.
+    What is in the two directories is removed first. With other sources ``embedded`` holds only a manifest.
 
     Returns:
         The corpus's manifest.
@@ -29,10 +29,12 @@ def write_corpus(config: CorpusConfig, corpus: Path, embedded: Path) -> dict[str
     Raises:
         PipelineError: see the source's own module; also no document at all.
     """
-    for directory in (corpus, embedded):
+    for directory in filter(None, (corpus, embedded)):
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
     if config.source == "installed_packages":
+        if embedded is None:
+            raise ValueError("the source installed_packages writes pairs and tasks too")
         return write_embedded(config, corpus, embedded, workers=len(os.sched_getaffinity(0)))["corpus"]
     rows = Rows(config.text_column, config.on_bad_rows, config.max_document_bytes)
     inputs = (
@@ -48,7 +50,8 @@ def write_corpus(config: CorpusConfig, corpus: Path, embedded: Path) -> dict[str
             for text in texts:
                 writer.add(text)
                 counter.advance()
-    write_manifest(embedded, {"pairs": {}, "tasks": {}})
+    if embedded is not None:
+        write_manifest(embedded, {"pairs": {}, "tasks": {}})
     manifest = writer.finish({"source": config.source, "sources": sources, "skipped_rows": dict(rows.skipped)})
     if rows.skipped:
         log.warning("skipped %d rows: %s", sum(rows.skipped.values()), dict(rows.skipped))

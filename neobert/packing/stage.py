@@ -1,7 +1,6 @@
 """The pack and pack_long stages' work: one job a token shard, one manifest a split."""
 
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pyarrow
 from neobert.config.packing import PackingConfig
 from neobert.errors import PipelineError
 from neobert.io import fingerprint, read_manifest
-from neobert.jobs import Job, code_hash, publish, run_jobs
+from neobert.jobs import Engine, Job, code_hash, publish, run_jobs
 
 log = logging.getLogger(__name__)
 MODULES = ("neobert.packing.pack", "neobert.packing.plan", "neobert.packing.order", "neobert.packing.mixture")
@@ -34,28 +33,29 @@ def pack_jobs(tokens: Path, split: str, config: PackingConfig, seed: int) -> lis
             # The order of rows is the shard's own, so that it does not depend on the shard's number.
             arguments = {**fixed, "seed": (seed + int(entry["sha256"][:12], 16)) % 2**63}
             key = "packed-" + fingerprint([entry["sha256"], arguments, code])[:40]
-            arguments["shard"] = str(tokens / name)
+            arguments["shard"] = str((tokens / name).resolve())
             jobs.append(Job(f"shard-{len(jobs):05d}.arrow", key, "neobert.packing.pack:pack_shard", arguments))
     return jobs
 
 
 def pack(
-    tokens: Path, out: Path, config: PackingConfig, seed: int, cache: Path, workers: int | None = None
+    tokens: Path, out: Path, config: PackingConfig, seed: int, cache: Path, engine: Engine
 ) -> dict[str, dict[str, Any]]:
     """Write ``out``/{train,validation} from the token shards.
 
     Returns:
-        For each split its totals: rows, tokens, fill and more.
+        For each split its totals: rows, tokens, fill and more; nothing when ``engine`` runs a share of the shards only.
 
     Raises:
         PipelineError: a part of ``length_mixture`` that no document of the corpus is long enough for.
     """
     manifest = read_manifest(tokens)
-    shutil.rmtree(out, ignore_errors=True)
     totals = {}
     for split in ("train", "validation"):
         jobs = pack_jobs(tokens, split, config, seed)
-        entries = run_jobs(jobs, cache, f"pack {split}", workers)
+        entries = run_jobs(jobs, cache, f"pack {split}", engine)
+        if engine.partial:
+            continue
         sources = [e["source"] for n, e in sorted(manifest["files"].items()) if n.startswith(split) and e["documents"]]
         for entry, source in zip(entries.values(), sources, strict=True):
             entry["source"] = source

@@ -4,6 +4,7 @@ Pure: the bytes written depend on the shard, the tokenizer and this code. Memory
 its ids and the memo. Documents that yield no token are left out.
 """
 
+import threading
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from neobert.tokenization.encode import Encoder, make_encoder
 from neobert.tokenization.tokenizer import open_tokenizer
 
 BATCH_BYTES = 4 << 20
+_ONE_AT_A_TIME = threading.Lock()  # the memo is one process's, and a dask worker may have several threads
 
 
 def token_type(vocab_size: int) -> pa.DataType:
@@ -47,7 +49,8 @@ def tokenize_shard(path: Path, shard: str, tokenizer: str) -> dict[str, Any]:
     documents = tokens = empty = 0
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for texts in text_batches(shard):
-            flat, lengths = encoder.encode(texts)
+            with _ONE_AT_A_TIME:
+                flat, lengths = encoder.encode(texts)
             empty += int((lengths == 0).sum())
             lengths = lengths[lengths > 0]
             if not len(lengths):

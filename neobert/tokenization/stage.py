@@ -9,7 +9,7 @@ import tokenizers
 
 from neobert.errors import PipelineError
 from neobert.io import fingerprint, read_manifest
-from neobert.jobs import Job, code_hash, publish, run_jobs
+from neobert.jobs import Engine, Job, code_hash, publish, run_jobs
 from neobert.tokenization.tokenizer import open_tokenizer
 
 log = logging.getLogger(__name__)
@@ -25,17 +25,17 @@ def tokenize_jobs(corpus: Path, tokenizer: Path) -> list[Job]:
             name=str(Path(name).with_suffix(".arrow")),
             key="tokens-" + fingerprint([entry["sha256"], info.sha256, versions])[:40],
             function="neobert.tokenization.shard:tokenize_shard",
-            arguments={"shard": str(corpus / name), "tokenizer": str(tokenizer)},
+            arguments={"shard": str((corpus / name).resolve()), "tokenizer": str(tokenizer.resolve())},
         )
         for name, entry in sorted(read_manifest(corpus)["files"].items())
     ]
 
 
-def tokenize(corpus: Path, tokenizer: Path, out: Path, cache: Path, workers: int | None = None) -> dict[str, Any]:
+def tokenize(corpus: Path, tokenizer: Path, out: Path, cache: Path, engine: Engine) -> dict[str, Any]:
     """Write the token shards of ``corpus`` to ``out``.
 
     Returns:
-        Totals: documents and tokens.
+        Totals: documents and tokens; nothing when ``engine`` runs a share of the shards only.
 
     Raises:
         PipelineError: no token came out at all.
@@ -43,7 +43,9 @@ def tokenize(corpus: Path, tokenizer: Path, out: Path, cache: Path, workers: int
     manifest = read_manifest(corpus)
     _, info = open_tokenizer(tokenizer)
     jobs = tokenize_jobs(corpus, tokenizer)
-    entries = run_jobs(jobs, cache, "tokenize", workers)
+    entries = run_jobs(jobs, cache, "tokenize", engine)
+    if engine.partial:
+        return {}
     for name, entry in manifest["files"].items():
         entries[str(Path(name).with_suffix(".arrow"))]["source"] = entry["source"]
     totals = {key: sum(entry[key] for entry in entries.values()) for key in ("documents", "tokens", "without_tokens")}

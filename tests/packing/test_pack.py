@@ -8,6 +8,7 @@ import pytest
 
 from neobert.config.packing import LengthShare, PackingConfig
 from neobert.errors import PipelineError
+from neobert.jobs import Engine
 from neobert.packing.pack import read_tokens
 from neobert.packing.shards import PackedDataset
 from neobert.packing.stage import pack
@@ -35,7 +36,7 @@ def segments(data: PackedDataset) -> list[tuple[int, ...]]:
 
 
 def test_every_document_is_there_once_in_pieces_of_its_own_order(tokens, tmp_path):
-    pack(tokens, tmp_path / "packed", CONFIG, 1, tmp_path / "cache", workers=1)
+    pack(tokens, tmp_path / "packed", CONFIG, 1, tmp_path / "cache", Engine(workers=1))
     data = PackedDataset(tmp_path / "packed" / "train")
     flat = [read_tokens(tokens / f"train/part-0000{i}.arrow") for i in range(2)]
     documents = [d.tolist() for ids, lengths in flat for d in np.split(ids, np.cumsum(lengths)[:-1])]
@@ -56,7 +57,7 @@ def test_every_document_is_there_once_in_pieces_of_its_own_order(tokens, tmp_pat
 
 
 def test_dimensions_and_manifest(tokens, tmp_path):
-    totals = pack(tokens, tmp_path / "packed", CONFIG, 1, tmp_path / "cache", workers=1)
+    totals = pack(tokens, tmp_path / "packed", CONFIG, 1, tmp_path / "cache", Engine(workers=1))
     data = PackedDataset(tmp_path / "packed" / "train")
     assert data.rows == totals["train"]["rows"]
     assert data.vocab_size == 1000
@@ -75,7 +76,7 @@ def test_dimensions_and_manifest(tokens, tmp_path):
 def test_large_vocabularies_take_int32(tmp_path):
     documents = [[70_000, 5, 6], [80_000] * 90]
     tokens = write_tokens(tmp_path / "tokens", {"train/part-00000.arrow": documents}, vocab_size=80_001)
-    pack(tokens, tmp_path / "packed", CONFIG, 1, tmp_path / "cache", workers=1)
+    pack(tokens, tmp_path / "packed", CONFIG, 1, tmp_path / "cache", Engine(workers=1))
     data = PackedDataset(tmp_path / "packed" / "train")
     assert data.row(0)[0].dtype == np.int32
     assert sorted(map(sum, segments(data))) == sorted([70_011, 80_000 * 45, 80_000 * 45]) or data.rows == 2
@@ -83,7 +84,7 @@ def test_large_vocabularies_take_int32(tmp_path):
 
 def test_rows_are_not_sorted_by_segments(tmp_path):
     tokens = write_tokens(tmp_path / "tokens", {"train/part-00000.arrow": random_documents(4000, 5, longest=60)})
-    pack(tokens, tmp_path / "packed", CONFIG, 1, tmp_path / "cache", workers=1)
+    pack(tokens, tmp_path / "packed", CONFIG, 1, tmp_path / "cache", Engine(workers=1))
     data = PackedDataset(tmp_path / "packed" / "train")
     counts = np.array([len(data.row(i)[1]) for i in range(data.rows)])
     assert abs(np.corrcoef(counts, np.arange(data.rows))[0, 1]) < 0.1
@@ -94,22 +95,22 @@ def test_shards_do_not_depend_on_workers_or_neighbours(tokens, tmp_path):
         manifest = json.loads((out / "train" / "manifest.json").read_text())
         return [entry["sha256"] for entry in manifest["files"].values()]
 
-    pack(tokens, tmp_path / "a", CONFIG, 1, tmp_path / "cache_a", workers=1)
-    pack(tokens, tmp_path / "b", CONFIG, 1, tmp_path / "cache_b", workers=2)
+    pack(tokens, tmp_path / "a", CONFIG, 1, tmp_path / "cache_a", Engine(workers=1))
+    pack(tokens, tmp_path / "b", CONFIG, 1, tmp_path / "cache_b", Engine(workers=2))
     assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
     more = write_tokens(
         tmp_path / "more",
         {"train/part-00000.arrow": random_documents(50, 9), "train/part-00001.arrow": random_documents(300, 0)},
     )
-    pack(more, tmp_path / "c", CONFIG, 1, tmp_path / "cache_c", workers=1)
+    pack(more, tmp_path / "c", CONFIG, 1, tmp_path / "cache_c", Engine(workers=1))
     assert hashes(tmp_path / "c")[1] == hashes(tmp_path / "a")[0], "the same input under another number"
-    pack(tokens, tmp_path / "d", CONFIG, 2, tmp_path / "cache_d", workers=1)
+    pack(tokens, tmp_path / "d", CONFIG, 2, tmp_path / "cache_d", Engine(workers=1))
     assert hashes(tmp_path / "d") != hashes(tmp_path / "a"), "the seed orders rows"
 
 
 def test_length_mixture_gives_the_shares(tokens, tmp_path):
     mixture = [LengthShare(0, 0.2), LengthShare(64, 0.4), LengthShare(128, 0.4)]
-    totals = pack(tokens, tmp_path / "packed", PackingConfig(64, mixture), 1, tmp_path / "cache", workers=1)
+    totals = pack(tokens, tmp_path / "packed", PackingConfig(64, mixture), 1, tmp_path / "cache", Engine(workers=1))
     parts = totals["train"]["mixture_tokens"]
     whole = sum(parts.values())
     for part in mixture:
@@ -117,11 +118,11 @@ def test_length_mixture_gives_the_shares(tokens, tmp_path):
     assert "mixture_tokens" not in totals["validation"], "validation measures all lengths"
     impossible = PackingConfig(64, [LengthShare(0, 0.5), LengthShare(5000, 0.5)])
     with pytest.raises(PipelineError, match=r"length_mixture asks for documents of at least 5000 tokens"):
-        pack(tokens, tmp_path / "packed", impossible, 1, tmp_path / "cache", workers=1)
+        pack(tokens, tmp_path / "packed", impossible, 1, tmp_path / "cache", Engine(workers=1))
     assert [rule for _, rule in PackingConfig(64, [LengthShare(0, 0.5)]).problems()]
 
 
 def test_an_empty_validation_split_is_an_empty_data_set(tmp_path):
     tokens = write_tokens(tmp_path / "tokens", {"train/part-00000.arrow": random_documents(10, 0)})
-    pack(tokens, tmp_path / "packed", CONFIG, 1, tmp_path / "cache", workers=1)
+    pack(tokens, tmp_path / "packed", CONFIG, 1, tmp_path / "cache", Engine(workers=1))
     assert PackedDataset(tmp_path / "packed" / "validation").rows == 0

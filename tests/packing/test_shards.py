@@ -10,13 +10,14 @@ import pytest
 
 from neobert.config.packing import PackingConfig
 from neobert.errors import PipelineError
+from neobert.jobs import Engine
 from neobert.packing.shards import PackedDataset
 from neobert.packing.stage import pack
 
 
 @pytest.fixture
 def packed(tokens, tmp_path):
-    pack(tokens, tmp_path / "packed", PackingConfig(max_length=64), 1, tmp_path / "cache", workers=1)
+    pack(tokens, tmp_path / "packed", PackingConfig(max_length=64), 1, tmp_path / "cache", Engine(workers=1))
     return tmp_path / "packed" / "train"
 
 

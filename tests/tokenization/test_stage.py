@@ -1,0 +1,212 @@
+"""Token shards: bytes that depend on nothing but their input, by any engine, through any interruption."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from neobert.config.corpus import CorpusConfig
+from neobert.corpus.build import write_corpus
+from neobert.errors import PipelineError
+from neobert.io import read_manifest
+from neobert.jobs import Engine
+from neobert.packing.pack import read_tokens
+from neobert.tokenization.__main__ import main
+from neobert.tokenization.stage import tokenize
+from neobert.tokenization.tokenizer import open_tokenizer
+from tests.tokenization.conftest import TEXTS
+
+ONE = Engine(workers=1)
+
+
+def hashes(out: Path) -> dict[str, str]:
+    return {name: entry["sha256"] for name, entry in read_manifest(out)["files"].items()}
+
+
+def test_ids_are_the_tokenizers(corpus, tokenizer, tmp_path):
+    totals = tokenize(corpus, tokenizer, tmp_path / "tokens", tmp_path / "cache", ONE)
+    rust, info = open_tokenizer(tokenizer)
+    rust.encode_special_tokens = True
+    tokens = 0
+    for name in read_manifest(corpus)["files"]:
+        texts = pq.read_table(corpus / name).column("text").to_pylist()
+        flat, lengths = read_tokens(tmp_path / "tokens" / Path(name).with_suffix(".arrow"))
+        expected = [rust.encode(text, add_special_tokens=False).ids for text in texts]
+        assert lengths.tolist() == [len(ids) for ids in expected]
+        assert flat.tolist() == [i for ids in expected for i in ids]
+        tokens += len(flat)
+    assert totals["tokens"] == tokens
+    assert read_manifest(tmp_path / "tokens")["tokenizer"] == info.as_dict()
+
+
+def test_workers_and_ranks_give_the_same_files(corpus, tokenizer, tmp_path):
+    tokenize(corpus, tokenizer, tmp_path / "one", tmp_path / "cache1", ONE)
+    tokenize(corpus, tokenizer, tmp_path / "two", tmp_path / "cache2", Engine(workers=2))
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
+    for rank in range(2):
+        assert tokenize(corpus, tokenizer, tmp_path / "three", tmp_path / "cache3", Engine(rank=rank, world=2)) == {}
+    assert not (tmp_path / "three").exists(), "ranks publish nothing"
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache3").glob("*/shard")}
+    tokenize(corpus, tokenizer, tmp_path / "three", tmp_path / "cache3", ONE)
+    assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache3").glob("*/shard")}
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "three")
+
+
+def test_a_new_file_costs_its_own_shards(tokenizer, tmp_path):
+    def build(names):
+        for name in names:
+            (tmp_path / f"{name}.txt").write_text("\n".join(f"{text!r} {name} {i}" for i, text in enumerate(TEXTS)))
+        config = CorpusConfig(source="files", files=[str(tmp_path / "*.txt")], text_documents="line")
+        write_corpus(config, tmp_path / "corpus")
+        tokenize(tmp_path / "corpus", tokenizer, tmp_path / "tokens", tmp_path / "cache", ONE)
+        return {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").glob("*/shard")}
+
+    first = build(["b", "d"])
+    second = build(["a", "b", "c", "d"])
+    assert first.items() <= second.items(), "finished shards were neither remade nor lost"
+    trains = [name for name in read_manifest(tmp_path / "tokens")["files"] if name.startswith("train/")]
+    assert len(trains) == 4
+    assert len(second) - len(first) <= 3, "two new files, and validation that grew"
+
+
+def test_texts_without_tokens_are_left_out_and_an_empty_result_is_refused(tokenizer, tmp_path):
+    (tmp_path / "a.txt").write_text("\u200b\nfine\n\x00\x01\n")
+    config = CorpusConfig(
+        source="files", files=[str(tmp_path / "a.txt")], text_documents="line", validation_fraction=1e-6
+    )
+    write_corpus(config, tmp_path / "corpus")
+    totals = tokenize(tmp_path / "corpus", tokenizer, tmp_path / "tokens", tmp_path / "cache", ONE)
+    assert (totals["documents"], totals["without_tokens"]) == (1, 2)
+    (tmp_path / "a.txt").write_text("\u200b\n")
+    write_corpus(config, tmp_path / "corpus")
+    with pytest.raises(PipelineError, match="no document yields a token"):
+        tokenize(tmp_path / "corpus", tokenizer, tmp_path / "tokens", tmp_path / "cache", ONE)
+
+
+def command(tmp_path, tokenizer, *more):
+    files = ["--dataset", str(tmp_path / "*.jsonl"), "--output", str(tmp_path / "out"), "--tokenizer", str(tokenizer)]
+    return [*files, "--documents-per-shard", "20", *more]
+
+
+def write_jsonl(tmp_path):
+    rows = "".join(json.dumps({"text": f"{text} {i}"}) + "\n" for i, text in enumerate(TEXTS * 10))
+    (tmp_path / "a.jsonl").write_text(rows)
+
+
+def test_standalone_by_ranks_equals_one_run(tokenizer, tmp_path):
+    write_jsonl(tmp_path)
+    with pytest.raises(PipelineError, match="--prepare"):
+        main(command(tmp_path, tokenizer, "--rank", "0", "--world", "2"))
+    main(command(tmp_path, tokenizer, "--prepare"))
+    for rank in ("0", "1"):
+        main(command(tmp_path, tokenizer, "--rank", rank, "--world", "2"))
+    totals = main(command(tmp_path, tokenizer, "--max-length", "64", "--num-workers", "1"))
+    assert totals["packed"]["train"]["rows"] > 10
+    whole = command(tmp_path, tokenizer, "--max-length", "64", "--num-workers", "1")
+    whole[whole.index("--output") + 1] = str(tmp_path / "whole")
+    main(whole)
+    for part in ("tokens", "packed/train"):
+        assert hashes(tmp_path / "out" / part) == hashes(tmp_path / "whole" / part)
+
+
+def test_standalone_errors_are_one_line(tokenizer, tmp_path):
+    for arguments, message in (
+        (["--rank", "2", "--world", "2"], "--rank 2"),
+        (["--max-document-bytes", "0"], r"corpus.max_document_bytes: 0"),
+        ([], "matches no file"),
+    ):
+        run = subprocess.run(
+            [sys.executable, "-m", "neobert.tokenization", *command(tmp_path, tokenizer, *arguments)],
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 1
+        assert message in run.stderr
+        assert "Traceback" not in run.stderr
+
+
+CLUSTER = """
+import sys, logging
+from pathlib import Path
+from neobert.jobs import Engine
+from neobert.tokenization.stage import tokenize
+corpus, tokenizer, out, cache, address = sys.argv[1:]
+tokenize(Path(corpus), Path(tokenizer), Path(out), Path(cache), Engine(scheduler_address=address))
+"""
+
+
+def test_dask_with_a_killed_worker_gives_the_same_files(tokenizer, tmp_path):
+    """A scheduler and three workers on loopback; one is killed when the first shards are there."""
+    pytest.importorskip("distributed")
+    write_jsonl(tmp_path)
+    config = CorpusConfig(source="files", files=[str(tmp_path / "*.jsonl")], documents_per_shard=4)
+    write_corpus(config, tmp_path / "corpus")
+    tokenize(tmp_path / "corpus", tokenizer, tmp_path / "local", tmp_path / "cache_local", ONE)
+    scheduler_file, cache = tmp_path / "scheduler.json", tmp_path / "cache_dask"
+    loopback = ["--host", "127.0.0.1", "--no-dashboard"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
+    scheduler = ["distributed.cli.dask_scheduler", "--port", "0", "--scheduler-file", str(scheduler_file), *loopback]
+    worker = ["distributed.cli.dask_worker", "--scheduler-file", str(scheduler_file), "--nthreads", "1", "--no-nanny"]
+    processes = []
+
+    def start(module):
+        process = subprocess.Popen([sys.executable, "-m", *module], env=environment, stderr=subprocess.DEVNULL)
+        processes.append(process)
+        return process
+
+    try:
+        start(scheduler)
+        wait(lambda: scheduler_file.is_file() and scheduler_file.read_text().strip().endswith("}"))
+        address = json.loads(scheduler_file.read_text())["address"]
+        workers = [start([*worker, *loopback]) for _ in range(3)]
+        time.sleep(0.5)
+        wait(lambda: len(connected(address)) == 3)
+        client = subprocess.Popen(
+            [sys.executable, "-c", CLUSTER, tmp_path / "corpus", tokenizer, tmp_path / "dask", cache, address],
+            env=environment,
+        )
+        processes.append(client)
+        wait(lambda: any(cache.glob("*/entry.json")))
+        workers[0].send_signal(signal.SIGKILL)
+        shards = read_manifest(tmp_path / "local")["files"]
+        assert len(list(cache.glob("*/entry.json"))) < len(shards), "there was work left when it died"
+        assert client.wait(timeout=60) == 0
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert hashes(tmp_path / "dask") == hashes(tmp_path / "local")
+
+
+def connected(address: str) -> dict:
+    from distributed import Client
+
+    with Client(address, timeout=10) as client:
+        return client.scheduler_info(n_workers=-1)["workers"]
+
+
+def wait(ready, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_cluster_that_is_not_there_is_one_line(corpus, tokenizer, tmp_path, monkeypatch):
+    pytest.importorskip("distributed")
+    monkeypatch.setattr("neobert.dask_engine.CONNECT_SECONDS", 0.5)
+    with pytest.raises(PipelineError, match=r"corpus\.scheduler_address: 'tcp://127\.0\.0\.1:9' cannot be reached"):
+        engine = Engine(scheduler_address="tcp://127.0.0.1:9")
+        tokenize(corpus, tokenizer, tmp_path / "tokens", tmp_path / "cache", engine)
+
+
+def test_engine_keys_go_together():
+    assert list(CorpusConfig(engine="dask").problems())
+    assert list(CorpusConfig(scheduler_address="tcp://a:1").problems())
+    assert not list(CorpusConfig(engine="dask", scheduler_address="tcp://a:1").problems())
