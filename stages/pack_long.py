@@ -1,4 +1,4 @@
-"""Stage pack_long: data/tokens -> data/packed_long, rows of the longer context. (`--rank`, `--world`: as stages.tokenize.)"""
+"""Stage pack_long: data/tokens -> data/packed_long, longer rows. (`--rank`, `--world`: as stages.tokenize.)"""
 
 import sys
 from pathlib import Path
