@@ -68,6 +68,10 @@ class _MetadataUnpickler(pickle.Unpickler):
 class SafeReader(dcp.FileSystemReader):
     """DCP's file reader with the allow-list unpickler."""
 
+    def entries(self) -> dict[str, TensorStorageMetadata]:
+        """Shape and type of every stored tensor, by key."""
+        return self.read_metadata().state_dict_metadata  # type: ignore[return-value]  # read_metadata refused others
+
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """The checkpoint's metadata.
 
@@ -112,7 +116,7 @@ def load_tensors(path: Path, state: dict[str, Tensor], workers: Workers | None =
         PipelineError: keys, shapes or types differ; the message lists them.
     """
     reader = SafeReader(path)
-    compare(path, reader.read_metadata().state_dict_metadata, state)
+    compare(path, reader.entries(), state)
     group = workers.checkpoint_group if workers else None
     dcp.load(state, storage_reader=reader, process_group=group, no_dist=group is None)
 
@@ -195,13 +199,12 @@ class Checkpointer:
         temporary = self.directory / f".saving-{step}"
         writer = dcp.FileSystemWriter(temporary, single_file_per_rank=True, sync_files=True, thread_count=1)
         group = self.workers.checkpoint_group
-        saving = dcp.async_save(
+        saving: Any = dcp.async_save(
             state, storage_writer=writer, process_group=group, no_dist=group is None, async_stager=self._stager
         )
-        upload = saving
-        if not isinstance(saving, Future):
-            self._staging, upload = saving.staging_completion, saving.upload_completion
-        self._saving = self._thread.submit(self._commit, upload, temporary, step, info)
+        if not isinstance(saving, Future):  # staged in a thread, on a GPU
+            self._staging, saving = saving.staging_completion, saving.upload_completion
+        self._saving = self._thread.submit(self._commit, saving, temporary, step, info)
         if wait:
             self.wait()
 

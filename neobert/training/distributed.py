@@ -44,6 +44,15 @@ def refuse_other_engines() -> None:
             )
 
 
+def local_device() -> torch.device:
+    """This process's GPU, or the CPU."""
+    return (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
+
+
 class Workers:
     """This process among the run's ranks.
 
@@ -95,7 +104,8 @@ class Workers:
             for layer in encoder.layers:
                 fully_shard(layer, mesh=mesh)
         # Embeddings and a tied decoder stay with the root, one group, which is whole for the length of its forward.
-        return fully_shard(objective, mesh=mesh)
+        fully_shard(objective, mesh=mesh)
+        return objective
 
     def _mesh(self) -> DeviceMesh:
         if self.config.strategy == "fsdp2":
@@ -109,7 +119,7 @@ class Workers:
         """bf16 autocast where the run asks for it."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast_bf16)
 
-    def no_sync(self, module: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
+    def no_sync(self, module: Any, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Skip the gradients' reduction on all but the last micro-batch of a step."""
         if isinstance(module, FSDPModule):
             module.set_requires_gradient_sync(last)

@@ -1,6 +1,6 @@
 """Evaluation on held-out rows with masks that never change: redrawn masks would make the curve noisy.
 
-Batches are dealt to ranks in turn; sums are added up over ranks, so figures do not depend on how many there are.
+Batches are dealt to ranks in turn and sums added up over ranks, so figures do not depend on how many there are.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -17,33 +18,58 @@ from neobert.training.prefetch import move
 from neobert.training.source import HOST_KEYS
 
 
+def spread(rows: int, wanted: int) -> np.ndarray:
+    """int64: `wanted` of `rows` rows, evenly spread, so that each source has its share."""
+    wanted = min(wanted, rows)
+    return np.arange(wanted, dtype=np.int64) * rows // max(wanted, 1)
+
+
+def groups_of(rows: np.ndarray, sources: dict[str, list[tuple[int, int]]]) -> dict[str, np.ndarray]:
+    """`rows` by source; one group without a name where there is one source."""
+    if len(sources) < 2:
+        return {"": rows}
+    groups = {
+        name: rows[np.any([(rows >= first) & (rows < stop) for first, stop in ranges], axis=0)]
+        for name, ranges in sources.items()
+    }
+    return {name: chosen for name, chosen in groups.items() if len(chosen)}
+
+
 def evaluator(
-    source: MlmSource, rows: int, micro_batch_size: int, max_batches: int | None
+    source: MlmSource, groups: dict[str, np.ndarray], size: int
 ) -> Callable[[nn.Module, int], dict[str, float]]:
-    """What `train` calls: {"loss", "perplexity", "accuracy"} a masked token over the first `rows` rows of `source`.
+    """What `train` calls: loss, perplexity and accuracy a masked token, over all rows and for each named group.
 
     Args:
-        max_batches: look at no more batches of `micro_batch_size` rows than this.
+        groups: rows to look at, by the name that their figures get.
+        size: rows of a batch.
     """
-    batches = math.ceil(rows / micro_batch_size)
-    batches = batches if max_batches is None else min(batches, max_batches)
+    batches = [(g, rows[i : i + size]) for g, rows in enumerate(groups.values()) for i in range(0, len(rows), size)]
 
     def evaluate(module: nn.Module, step: int) -> dict[str, float]:
-        ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         device = next(module.parameters()).device
-        totals = torch.zeros(3, dtype=torch.float64, device=device)
-        for first in range(0, batches, ranks[1]):
-            index = first + ranks[0]
+        totals = torch.zeros(len(groups), 3, dtype=torch.float64, device=device)
+        for first in range(0, len(batches), world):
+            index = first + rank
             # Every rank runs every round, as a sharded model needs; a rank without a batch repeats one and counts none.
-            batch = move(source.fixed(min(index, batches - 1), micro_batch_size, rows), device)
+            group, rows = batches[min(index, len(batches) - 1)]
+            batch = move(source.fixed(rows, size), device)
             loss, metrics = module({key: value for key, value in batch.items() if key not in HOST_KEYS})
-            if index < batches:
-                totals += torch.stack([loss, metrics["accuracy"], loss.new_tensor(float(batch["count"]))]).double()
-        if ranks[1] > 1:
+            if index < len(batches):
+                totals[group] += torch.stack([loss, metrics["accuracy"], torch.full_like(loss, batch["count"])])
+        if world > 1:
             dist.all_reduce(totals)
-        loss_sum, hits, count = totals.tolist()
-        loss_mean = loss_sum / max(count, 1.0)
-        perplexity = math.exp(loss_mean) if loss_mean < 700 else math.inf
-        return {"loss": loss_mean, "perplexity": perplexity, "accuracy": hits / max(count, 1.0)}
+        figures = _figures(totals.sum(0).tolist())
+        for name, sums in zip(groups, totals.tolist(), strict=True):
+            figures |= {f"{key}_{name}": value for key, value in _figures(sums).items() if name}
+        return figures
 
     return evaluate
+
+
+def _figures(sums: list[float]) -> dict[str, float]:
+    loss_sum, hits, count = sums
+    loss = loss_sum / max(count, 1.0)
+    perplexity = math.exp(loss) if loss < 700 else math.inf
+    return {"loss": loss, "perplexity": perplexity, "accuracy": hits / max(count, 1.0)}

@@ -115,11 +115,10 @@ class MlmSource:
         masked.labels[counted if counted is not None else len(rows) :] = IGNORED
         return flat_batch(masked.input_ids, seq_lengths, masked.columns, masked.labels)
 
-    def fixed(self, index: int, size: int, limit: int) -> Batch:
-        """Batch `index` of the first `limit` rows in order, with masks that never change: evaluation's batches.
+    def fixed(self, rows: np.ndarray, size: int) -> Batch:
+        """These rows with masks that never change, for evaluation.
 
-        The last one repeats its last row, without labels, up to `size` rows, so that all have one shape.
+        Fewer than `size` are filled up by repeating the last one without labels, so that all batches have one shape.
         """
-        start = index * size
-        rows = np.minimum(np.arange(start, start + size), limit - 1)
-        return self.batch(rows, np.full(size, EVAL_EPOCH), counted=min(size, limit - start))
+        filled = rows[np.minimum(np.arange(size), len(rows) - 1)]
+        return self.batch(filled, np.full(size, EVAL_EPOCH), counted=len(rows))

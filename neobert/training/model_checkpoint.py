@@ -36,7 +36,7 @@ def read_model_state(checkpoint: Path) -> dict[str, Tensor]:
     Raises:
         PipelineError: the checkpoint's metadata cannot be read or is refused.
     """
-    stored = SafeReader(checkpoint).read_metadata().state_dict_metadata
+    stored = SafeReader(checkpoint).entries()
     state = {key: torch.empty(v.size, dtype=v.properties.dtype) for key, v in stored.items()}
     load_tensors(checkpoint, state)
     return {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}

@@ -18,16 +18,20 @@ from neobert.config.runtime import RuntimeConfig
 from neobert.config.scheduler import SchedulerConfig
 from neobert.config.trainer import TrainerConfig
 from neobert.errors import PipelineError
+from neobert.model.batch import FlatBatch
+from neobert.model.gate import packing_gate
 from neobert.model.heads import MaskedLM
 from neobert.model.storage import ModelInfo, save_model
 from neobert.packing.sampling import WeightedOrder
 from neobert.packing.shards import PackedDataset
 from neobert.tokenization.tokenizer import open_tokenizer
-from neobert.training.evaluate import evaluator
+from neobert.training.distributed import local_device
+from neobert.training.evaluate import evaluator, groups_of, spread
 from neobert.training.launch import is_main_process
 from neobert.training.masking import MaskTable
 from neobert.training.mlm import MlmSource
 from neobert.training.objective import PretrainModel
+from neobert.training.prefetch import move
 from neobert.training.reports import write_reports
 from neobert.training.scratch import runs_dir
 from neobert.training.trainer import Evaluate, train
@@ -78,6 +82,7 @@ class Phase:
         def save(directory: Path, state: dict[str, Tensor]) -> None:
             save_model(directory, model_state(state), info, self.tokenizer)
 
+        difference = self._gate(model, source)
         result = train(
             objective,
             source,
@@ -93,7 +98,16 @@ class Phase:
         )
         if is_main_process():
             save(self.out, result.state_dict)
-            write_reports(self.reports, result, self.stage)
+            metrics = {**result.metrics, "packing_difference": difference}
+            write_reports(self.reports, dataclasses.replace(result, metrics=metrics), self.stage)
+
+    def _gate(self, model: MaskedLM, source: MlmSource) -> float:
+        """Compare packed with unpacked on the first real batch, on the device and in the precision of the run."""
+        device = local_device()
+        first = move(source.micro_batches(0, size := self.trainer.per_device_train_batch_size, size, 0, 1)[0], device)
+        batch = FlatBatch(first["input_ids"], first["position_ids"], first["cu_seqlens"], first["max_seqlen"])
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.trainer.mixed_precision == "bf16"):
+            return packing_gate(model.to(device).encoder, batch)
 
     def _open(self, split: str) -> PackedDataset:
         return PackedDataset(self.packed / split, verified=runs_dir() / "verified")
@@ -107,11 +121,14 @@ class Phase:
         source = MlmSource(data, self.collator, table, self.seed, first_row, self._weighted(data, first_row))
         if held_out is None:
             return source, None
-        rows = min(held_out.rows, self.dataset.eval_samples or held_out.rows)
-        log.info("%s: %d rows of %d tokens, evaluated on %d", self.stage, data.rows - first_row, data.max_length, rows)
+        size, most = self.trainer.per_device_train_batch_size, self.trainer.eval_max_batches
+        limits = [first_row or held_out.rows, self.dataset.eval_samples, most and most * size]
+        rows = spread(first_row or held_out.rows, min(limit for limit in limits if limit))
+        log.info(
+            "%s: %d rows of %d tokens, evaluated on %d", self.stage, data.rows - first_row, data.max_length, len(rows)
+        )
         evaluated = MlmSource(held_out, self.collator, table, self.seed)
-        size = self.trainer.per_device_train_batch_size
-        return source, evaluator(evaluated, rows, size, self.trainer.eval_max_batches)
+        return source, evaluator(evaluated, groups_of(rows, held_out.sources), size)
 
     def _weighted(self, data: PackedDataset, first_row: int) -> WeightedOrder | None:
         """The order that `dataset.sampling_probs` asks for, if any; the log says how often each source is read."""
@@ -134,7 +151,10 @@ class Phase:
             raise PipelineError(f"dataset.eval_split: {name!r} is not a split of {self.packed}, which has {have}")
         found = [split for split in EVAL_SPLITS if (self.packed / split).is_dir()]
         if name or found:
-            return self._open(name or found[0]), 0
+            held_out = self._open(name or found[0])
+            if not held_out.rows:
+                log.warning("%s: %s holds no rows, so nothing is evaluated", self.stage, held_out.directory)
+            return held_out if held_out.rows else None, 0
         samples = self.dataset.eval_samples
         if samples is None:
             log.info("%s: no split to evaluate on (dataset.eval_samples would hold rows of train out)", self.stage)

@@ -7,7 +7,7 @@ samples_seen, so a batch that was made ahead and never used costs nothing on res
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import torch
 
@@ -27,7 +27,7 @@ def move(batch: Batch, device: torch.device) -> Batch:
 
 def device_batches(
     make: Callable[[int], list[Batch]], steps: range, device: torch.device, workers: int, ahead: int
-) -> Iterator[list[Batch]]:
+) -> Generator[list[Batch]]:
     """The micro-batches `make(step)` of each step, in order, on `device`.
 
     Args:

@@ -138,7 +138,7 @@ def restore(
     if counters["step"] > max_steps:
         raise PipelineError(f"trainer.max_steps ({max_steps}) is less than {path}'s step ({counters['step']})")
     state = step.state()
-    stored = SafeReader(path).read_metadata().state_dict_metadata
+    stored = SafeReader(path).entries()
     for key in stored.keys() - state.keys():
         if key.startswith("window."):  # the objective's own metrics are known only after a first step
             state[key] = step.window[key.removeprefix("window.")] = torch.zeros_like(step.window["loss"])

@@ -49,7 +49,8 @@ def describe(stage: str, dvc_yaml: str | Path = "dvc.yaml", params_yaml: str | P
     for key in stages[stage].get("params", []):
         if isinstance(key, str):
             params[key] = _lookup(values, key)
-    inputs, code = {}, {}
+    inputs: dict[str, str] = {}
+    code: dict[str, str] = {}
     for dep in stages[stage].get("deps", []):
         path = Path(dep)
         if not path.exists():

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ class TrainStep:
     def __init__(
         self,
         module: nn.Module,
-        objective: nn.Module,
+        objective: Any,
         optimizer: torch.optim.Optimizer,
         workers: Workers,
         config: LoopConfig,

@@ -27,6 +27,7 @@ from neobert.model.encoder import Encoder
 from neobert.training import resume
 from neobert.training.checkpoint import Checkpointer
 from neobert.training.distributed import Workers
+from neobert.training.host import keep_freed_memory
 from neobert.training.model_checkpoint import SaveModel, full_state, model_writer
 from neobert.training.numerics import SkipWatch
 from neobert.training.optimizer import build_optimizer
@@ -111,6 +112,8 @@ def train(
     workers = Workers(runtime.distributed, trainer.mixed_precision)
     micro_batches = accumulation_steps(trainer, workers.world)
     _set_determinism(trainer.deterministic, seed)
+    if workers.device.type == "cpu":
+        keep_freed_memory()
     module, updater = assemble(objective, trainer, optimizer, workers)
     timing = Timing(workers.device, runtime.timing)
     saver = Checkpointer(

@@ -100,7 +100,7 @@ def same_state(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Everything a checkpoint holds."""
-    stored = SafeReader(checkpoint).read_metadata().state_dict_metadata
+    stored = SafeReader(checkpoint).entries()
     state = {key: torch.empty(entry.size, dtype=entry.properties.dtype) for key, entry in stored.items()}
     load_tensors(checkpoint, state)
     return state

@@ -1,0 +1,36 @@
+"""Compiled training: one full graph for the whole run, whatever the batches, and the losses of the eager run."""
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from tests.training import tiny
+
+
+def test_varied_batches_compile_once_and_follow_the_eager_losses(tmp_path):
+    segments = {len(b["cu_seqlens"]) for b in tiny.source().micro_batches(0, 96, 4, 0, 1)}
+    assert len(segments) > 4, "the batches must vary for this test to say anything"
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = tiny.run(tmp_path / "a", {"torch_compile": True, "torch_compile_backend": "aot_eager"})
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+    eager = tiny.run(tmp_path / "b")
+    for a, b in zip(compiled.history, eager.history, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+
+
+def test_timing_and_throughput_are_recorded_outside_the_history(tmp_path):
+    import json
+
+    result = tiny.run(tmp_path, {"eval_steps": 4}, {"timing": True}, evaluate=lambda module, step: {"x": 1.0})
+    rows = [json.loads(line) for line in (tmp_path / "throughput.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
+    seen = set().union(*(row["timing"] for row in rows))
+    assert seen == {
+        "data_wait", "collate", "forward", "backward", "optimizer", "logging", "checkpoint", "evaluation",
+    }  # fmt: skip
+    assert all(t["p50_ms"] <= t["p95_ms"] for row in rows for t in row["timing"].values())
+    assert rows[0]["mfu"] is None, "no peak is known of a CPU"
+    assert rows[0]["tokens_per_second"] > 0
+    assert not any("second" in key or "timing" in key for row in result.history for key in row)
