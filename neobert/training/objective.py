@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neobert.model.heads import MaskedLM
+from neobert.model.kernels.select import resolve_kernels
 from neobert.model.ngpt import normalize_weights
 from neobert.training.masking import IGNORED
 from neobert.training.metrics import train_flops
@@ -67,10 +68,10 @@ def with_bias(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tens
     return torch.cat([hidden, hidden.new_ones(len(hidden), 1)], 1), torch.cat([weight, bias[:, None]], 1)
 
 
-def masked_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+def masked_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, kernels: str = "torch") -> Tensor:
     """Summed cross-entropy (0-d fp32) of `hidden` [M, H] under a decoder `weight` [V, H]; labels [M], -100 ignored.
 
-    Under autocast the products run in its type; sums and the softmax in fp32.
+    Under autocast the products run in its type; sums and the softmax in fp32. `kernels` is "liger" for Liger's.
     """
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
@@ -78,6 +79,10 @@ def masked_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tens
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     with torch.autocast(device, enabled=False):
         if torch.is_grad_enabled():
+            if kernels == "liger":
+                from neobert.model.kernels import liger
+
+                return liger.linear_cross_entropy(hidden, weight, labels)
             return _ChunkedCrossEntropy.apply(hidden, weight, labels)
         loss = hidden.new_zeros((), dtype=torch.float32)
         for rows in _chunks(hidden):
@@ -121,7 +126,8 @@ class PretrainModel(nn.Module):
         positions, labels = batch["masked_positions"], batch["labels"]
         masked, weight = with_bias(hidden.index_select(0, positions), *self.model.output_projection())
         if self.masked_logits_only:
-            loss = masked_cross_entropy(masked, weight, labels)
+            kernels = resolve_kernels(self.model.config.kernel_backend, masked.device.type)
+            loss = masked_cross_entropy(masked, weight, labels, kernels)
         else:
             # Entries that fill a row up all name its column 0, so labels stay in the list's order, not the stream's.
             logits = self.model.logits(hidden).index_select(0, positions).float()

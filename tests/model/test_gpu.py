@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch._dynamo
+import torch.nn.functional as F
 
 from neobert.model.batch import flatten
 from neobert.model.flash4 import flash4_attention
@@ -124,6 +125,22 @@ def test_the_packing_gate_passes_in_bf16(variant):
     encoder = masked_lm(**WIDE, **VARIANTS[variant]).encoder.cuda()
     with torch.autocast("cuda", torch.bfloat16):
         assert packing_gate(encoder, batch(LENGTHS).to("cuda")) < 3e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_liger_cross_entropy_equals_plain_pytorch(dtype):
+    liger = pytest.importorskip("neobert.model.kernels.liger")
+    torch.manual_seed(0)
+    hidden = torch.randn(300, 64, device="cuda", dtype=dtype, requires_grad=True)
+    weight = (torch.randn(1000, 64, device="cuda") * 0.1).to(dtype).requires_grad_()
+    labels = torch.randint(0, 1000, (300,), device="cuda")
+    labels[::3] = -100
+    found = liger.linear_cross_entropy(hidden, weight, labels)
+    expected = F.cross_entropy(hidden.float() @ weight.float().T, labels, reduction="sum")
+    limit = 1e-5 if dtype == torch.float32 else 2e-2
+    assert relative(found, expected) < limit
+    pairs = zip(*(torch.autograd.grad(o, (hidden, weight)) for o in (found, expected)), strict=True)
+    assert all(relative(a.float(), b.float()) < limit for a, b in pairs)
 
 
 def test_auto_takes_the_project_s_own_kernels():

@@ -6,6 +6,7 @@ arXiv:2410.10989, package liger-kernel. Needs a GPU. Shapes as in the Triton mod
 """
 
 import torch
+from liger_kernel.ops.fused_linear_cross_entropy import fused_linear_cross_entropy_forward
 from liger_kernel.ops.rms_norm import rms_norm_backward, rms_norm_forward
 from liger_kernel.ops.rope import rope_backward, rope_forward
 from liger_kernel.ops.swiglu import swiglu_backward, swiglu_forward
@@ -113,3 +114,42 @@ _rotate.register_autograd(
 def rotate_qkv(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """RoPE on [T, 3, N, D] by the angles [T, D/2]."""
     return _rotate(qkv, cos, sin, False)
+
+
+@torch.library.custom_op("neobert::liger_linear_cross_entropy", mutates_args=())
+def _linear_cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    loss, _, _, _, grad_hidden, grad_weight, _ = fused_linear_cross_entropy_forward(
+        hidden.contiguous(),
+        weight.contiguous(),
+        labels,
+        reduction="sum",
+        accum_dtype=torch.float32,
+        compute_gradients=True,
+        weight_requires_grad=True,
+    )
+    return loss.float(), grad_hidden, grad_weight
+
+
+@_linear_cross_entropy.register_fake
+def _(hidden, weight, labels):
+    return hidden.new_empty((), dtype=torch.float32), torch.empty_like(hidden), torch.empty_like(weight)
+
+
+def _cross_entropy_backward(ctx, grad, *_):
+    grad_hidden, grad_weight = ctx.saved_tensors
+    return grad_hidden * grad.to(grad_hidden.dtype), grad_weight * grad.to(grad_weight.dtype), None
+
+
+_linear_cross_entropy.register_autograd(
+    _cross_entropy_backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*output[1:])
+)
+
+
+def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Sum of cross-entropies (0-d fp32) of ``hidden @ weight.T``, [M, H] and [V, H]; labels [M], -100 ignored.
+
+    Logits are made a chunk at a time, and gradients in the forward.
+    """
+    return _linear_cross_entropy(hidden, weight, labels)[0]
