@@ -26,9 +26,9 @@ import torch
 from neobert.config.export import ExportConfig
 from neobert.config.model import ModelConfig
 from neobert.evaluation.encode import TextEncoder
-from neobert.export.export import build_embedder, write_directory
+from neobert.export.export import export
 from neobert.model.heads import MaskedLM
-from neobert.model.storage import EmbeddingInfo, ModelInfo, load_embedding_model, load_model, save_model
+from neobert.model.storage import EmbeddingInfo, ModelInfo, load_embedding_model, save_model
 
 BATCH_SIZES = (32, 64, 128, 256, 512, 1024)
 DEFAULT = 32
@@ -96,9 +96,7 @@ def contestants(
     from sentence_transformers import SentenceTransformer
     from transformers import AutoTokenizer
 
-    loaded, info, extra = load_model(model)
-    (scratch / "export").mkdir()
-    write_directory(scratch / "export", model, loaded, build_embedder(loaded, info, extra), info, ExportConfig())
+    export(model, scratch / "export", ExportConfig())
     theirs = SentenceTransformer(str(scratch / "export"), device=device, model_kwargs={"dtype": dtype})
     embedder, info = load_embedding_model(model)
     tokenizer = AutoTokenizer.from_pretrained(model / "tokenizer")

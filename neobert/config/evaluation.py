@@ -93,7 +93,9 @@ class EvaluationConfig:
         list[Literal["bm25", "untrained", "pretrained"]], "What the local tasks are also run with, for comparison."
     ] = field(default_factory=lambda: ["bm25", "untrained", "pretrained"])
     models: Annotated[
-        list[str], "Further sentence-transformers models, by directory or hub name, scored on the same tasks."
+        list[str],
+        "Further models scored on the same tasks: sentence-transformers models by directory or hub name, or model "
+        "directories of this pipeline.",
     ] = field(default_factory=list)
     trust_remote_code: Annotated[bool, "Run Python code that evaluation.models bring along."] = False
 

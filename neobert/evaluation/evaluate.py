@@ -15,9 +15,10 @@ from typing import Any
 from mteb.abstasks import AbsTask
 
 from neobert.config.evaluation import EvaluationConfig, model_label
+from neobert.errors import PipelineError
 from neobert.evaluation.bm25 import BM25Search
-from neobert.evaluation.local_tasks import local_task
-from neobert.evaluation.models import SAMPLE, EncodeSettings, finetuned, pretrained, third_party, untrained
+from neobert.evaluation.local_tasks import MTEB_TYPES, local_task
+from neobert.evaluation.models import SAMPLE, EncodeSettings, finetuned, open_model, pretrained, untrained
 from neobert.evaluation.named_tasks import named_tasks, require_data
 from neobert.evaluation.report import TaskRow
 from neobert.evaluation.run import Scores, run_tasks
@@ -58,7 +59,7 @@ def contestants(config: EvaluationConfig, paths: ModelPaths, texts: list[str], s
     for path in config.models:
         label = model_label(path)
         found.append(
-            Contestant(label, partial(third_party, path, label, settings, config.trust_remote_code), named=True)
+            Contestant(label, partial(open_model, path, label, settings, config.trust_remote_code), named=True)
         )
     return found
 
@@ -72,6 +73,7 @@ def evaluate(config: EvaluationConfig, paths: ModelPaths, seed: int) -> tuple[Sc
     """
     named = named_tasks(config)
     local = [local_task(spec) for spec in config.tasks]
+    check_prompts(config, [task.metadata.name for task in named])
     require_data(named)
     rows = [TaskRow(s.name, s.type, s.main_metric) for s in config.tasks]
     rows += [TaskRow(t.metadata.name, t.metadata.type, t.metadata.main_score) for t in named]
@@ -85,6 +87,22 @@ def evaluate(config: EvaluationConfig, paths: ModelPaths, seed: int) -> tuple[Sc
         run_tasks(scores, contestant.label, model, tasks, batch_size=config.mteb_batch_size)
     scores.require_success()
     return scores, rows
+
+
+def check_prompts(config: EvaluationConfig, named: list[str]) -> None:
+    """Refuse a prompt that no task would use.
+
+    Raises:
+        PipelineError: a key of ``evaluation.prompts`` is not a task, a type of tasks, or one of them with -query or
+            -document.
+    """
+    known = {"query", "document", *MTEB_TYPES.values(), *(task.name for task in config.tasks), *named}
+    for key in config.prompts or {}:
+        if key not in known and key.removesuffix("-query").removesuffix("-document") not in known:
+            raise PipelineError(
+                f"evaluation.prompts.{key}: is not query, document, a task type ({', '.join(MTEB_TYPES.values())}), "
+                "the name of a task of this run, or one of the latter two with -query or -document"
+            )
 
 
 def sample_texts(tasks: list[AbsTask]) -> list[str]:

@@ -20,12 +20,14 @@ from transformers import AutoTokenizer
 
 from neobert.config.evaluation import EvaluationConfig
 from neobert.errors import PipelineError
+from neobert.evaluation.bm25 import BM25Search
 from neobert.evaluation.encode import TextEncoder
 from neobert.evaluation.protocol import MTEBEncoder, model_meta, weights_revision
 from neobert.io import fingerprint
 from neobert.model.embedding import EmbeddingModel
 from neobert.model.heads import MaskedLM
-from neobert.model.storage import ModelInfo, load_embedding_model, load_model
+from neobert.model.storage import TOKENIZER_INFO, ModelInfo, load_embedding_model, load_model, read_info
+from neobert.network import probe_hub
 
 log = logging.getLogger(__name__)
 TOLERANCE = 1e-4
@@ -85,12 +87,12 @@ def untrained(directory: Path, seed: int, settings: EncodeSettings) -> MTEBEncod
     return MTEBEncoder(text_encoder(embedder, directory, info, settings), "untrained", revision, settings.prompts or {})
 
 
-def pretrained(directory: Path, settings: EncodeSettings) -> MTEBEncoder:
+def pretrained(directory: Path, settings: EncodeSettings, label: str = "pretrained") -> MTEBEncoder:
     """A masked language model as it is, pooled by ``evaluation.mteb_pooling``."""
     model, info, _ = load_model(directory)
     embedder = EmbeddingModel(model.encoder, settings.pooling, True, token_weights=False)
     encoder = text_encoder(embedder, directory, info, settings)
-    return MTEBEncoder(encoder, "pretrained", weights_revision(directory), settings.prompts or {})
+    return MTEBEncoder(encoder, label, weights_revision(directory), settings.prompts or {})
 
 
 def finetuned(directory: Path, export: Path, texts: Sequence[str], settings: EncodeSettings) -> MTEBEncoder:
@@ -100,12 +102,11 @@ def finetuned(directory: Path, export: Path, texts: Sequence[str], settings: Enc
         PipelineError: the export embeds differently.
     """
     embedder, info = load_embedding_model(directory)
-    own_prompts = info.embedding.prompts if info.embedding else {}
     if exported_dtype(export) == "BF16":  # the artefact's weights are the rounded ones
         embedder.encoder.to(torch.bfloat16).float()
     exact = EncodeSettings("cpu", torch.float32, settings.batch_size, None, None, settings.pooling)
-    check_export(text_encoder(copy.deepcopy(embedder), directory, info, exact), own_prompts, export, texts)
-    prompts = own_prompts if settings.prompts is None else settings.prompts
+    check_export(text_encoder(copy.deepcopy(embedder), directory, info, exact), own_prompts(info), export, texts)
+    prompts = own_prompts(info) if settings.prompts is None else settings.prompts
     encoder = text_encoder(embedder, directory, info, settings)
     return MTEBEncoder(encoder, "finetuned", weights_revision(export), prompts)
 
@@ -147,6 +148,31 @@ def exported_dtype(export: Path) -> str:
     raise PipelineError(f"{export}: holds no model.safetensors; run `dvc repro export`")
 
 
+def open_model(path: str, label: str, settings: EncodeSettings, trust_remote_code: bool = False) -> Any:
+    """A model for MTEB by what it is: ``bm25``, a model directory of this pipeline, or a sentence-transformers model.
+
+    A directory of ours that says how to embed is used with its own pooling and prompts, any other as ``pretrained``.
+
+    Raises:
+        PipelineError: it cannot be loaded.
+    """
+    if path == "bm25":
+        return BM25Search()
+    directory = Path(path)
+    if not (directory / TOKENIZER_INFO).is_file():
+        return third_party(path, label, settings, trust_remote_code)
+    if read_info(directory).embedding is None:
+        return pretrained(directory, settings, label)
+    embedder, info = load_embedding_model(directory)
+    prompts = settings.prompts if settings.prompts is not None else own_prompts(info)
+    return MTEBEncoder(text_encoder(embedder, directory, info, settings), label, weights_revision(directory), prompts)
+
+
+def own_prompts(info: ModelInfo) -> dict[str, str]:
+    """The prompts a model was trained with."""
+    return info.embedding.prompts if info.embedding else {}
+
+
 def third_party(path: str, label: str, settings: EncodeSettings, trust_remote_code: bool) -> Any:
     """A sentence-transformers model by directory or hub name, wrapped by MTEB itself, with its own prompts.
 
@@ -156,15 +182,19 @@ def third_party(path: str, label: str, settings: EncodeSettings, trust_remote_co
     from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
     from sentence_transformers import SentenceTransformer
 
+    if not Path(path).exists():
+        probe_hub(f"evaluation.models: {path!r} is no directory, so it")
     try:
         model = SentenceTransformer(path, device=settings.device, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise PipelineError(
-            f"evaluation.models: {path!r} cannot be loaded by sentence-transformers: {error}"
-        ) from error
+        raise PipelineError(f"{path!r} cannot be loaded by sentence-transformers: {error}") from error
     if settings.max_length is not None:
         model.max_seq_length = min(settings.max_length, model.max_seq_length or settings.max_length)
-    wrapped = SentenceTransformerEncoderWrapper(model, model_prompts=settings.prompts)
+    if settings.prompts is not None:
+        model.prompts, model.default_prompt_name = {}, None
+    wrapped = SentenceTransformerEncoderWrapper(model)
+    if settings.prompts is not None:  # set here, as MTEB's constructor drops prompts for tasks it does not know
+        wrapped.model_prompts = settings.prompts
     revision = weights_revision(path) if Path(path).is_dir() else wrapped.mteb_model_meta.revision
     wrapped.mteb_model_meta = model_meta(label, str(revision))
     return wrapped

@@ -3,56 +3,55 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
-import sentence_transformers
 from ruamel.yaml import YAML
-from transformers import AutoTokenizer
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel
 
 from neobert.config.evaluation import EvaluationConfig, LocalTask
 from neobert.errors import PipelineError
 from neobert.evaluation import evaluate as evaluation
 from neobert.evaluation import named_tasks
-from neobert.evaluation.encode import TextEncoder
 from neobert.evaluation.evaluate import ModelPaths, evaluate
-from neobert.model.storage import load_embedding_model
 from stages import evaluate as stage
-from tests.evaluation.conftest import make_model, sentences
+from tests.evaluation.conftest import make_model, make_tokenizer, sentences
+from tests.evaluation.test_export_hop import write_export
 from tests.evaluation.test_local_tasks import labelled, retrieval
 
 
-class ExportDouble:
-    """Stands in for sentence-transformers on an exported directory: one text at a time through the trained model."""
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, model_dir):
+    """models/ and tasks/ as the stages before leave them, and a third party's model."""
+    root = tmp_path_factory.mktemp("finished")
+    shutil.copytree(model_dir, root / "models" / "contrastive")
+    make_model(root / "models" / "long_context", None, seed=3)
+    write_export(model_dir, root / "models" / "export")
+    retrieval(root / "tasks" / "find", sentences(12, longest=8))
+    labelled(root / "tasks" / "sort")
+    third_party(root / "bert-tiny")
+    return root
 
-    max_seq_length = 48
-    prompts = {"query": "cat ", "document": ""}  # noqa: RUF012
-    error = 0.0
-    source = None
 
-    def __init__(self, path, **_):
-        embedder, info = load_embedding_model(self.source)
-        tokenizer = AutoTokenizer.from_pretrained(self.source / "tokenizer")
-        self.encoder = TextEncoder(embedder, tokenizer, max_length=info.max_length)
+def third_party(path):
+    """A sentence-transformers model that shares nothing with ours: BERT, first token, dot product."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-    def encode_query(self, texts, prompt="cat ", **_):
-        return np.concatenate([self.encoder.encode([text], prompt) for text in texts]) + self.error
-
-    def encode_document(self, texts, **_):
-        return self.encode_query(texts, "")
+    config = BertConfig(
+        vocab_size=128, hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    make_tokenizer(path.parent / "bert")
+    BertModel(config).save_pretrained(path.parent / "bert")
+    modules = [Transformer(str(path.parent / "bert"), max_seq_length=32), Pooling(24, "cls")]
+    SentenceTransformer(modules=modules, similarity_fn_name="dot", device="cpu").save(str(path))
 
 
 @pytest.fixture
-def workspace(tmp_path, model_dir, monkeypatch):
-    """models/ and tasks/ in a directory, with a double for the export."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(model_dir, "models/contrastive")
-    make_model(tmp_path / "models" / "long_context", None, seed=3)
-    shutil.copytree("models/contrastive", "models/export")
-    retrieval(tmp_path / "tasks" / "find", sentences(12, longest=8))
-    labelled(tmp_path / "tasks" / "sort")
-    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", ExportDouble)
-    monkeypatch.setattr(ExportDouble, "source", tmp_path / "models" / "contrastive")
-    return tmp_path
+def workspace(tmp_path, finished, monkeypatch):
+    """A copy that a test may change."""
+    shutil.copytree(finished, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
 
 
 TASKS = [
@@ -63,27 +62,41 @@ TASKS = [
 
 
 def test_all_models_on_all_tasks(workspace):
-    scores, rows = evaluate(EvaluationConfig(tasks=TASKS), stage.PATHS, seed=1)
-    assert list(scores.by_model) == ["bm25", "untrained", "pretrained", "finetuned"]
+    scores, rows = evaluate(EvaluationConfig(tasks=TASKS, models=["bert-tiny"]), stage.PATHS, seed=1)
+    assert list(scores.by_model) == ["bm25", "untrained", "pretrained", "finetuned", "bert-tiny"]
     assert set(scores.by_model["bm25"]) == {"find"}
-    assert all(set(scores.by_model[m]) == {"find", "sort", "group"} for m in ("untrained", "pretrained", "finetuned"))
+    assert all(set(found) == {"find", "sort", "group"} for label, found in scores.by_model.items() if label != "bm25")
     assert [row.metric for row in rows] == ["ndcg_at_10", "accuracy", "v_measure"]
-    again, _ = evaluate(EvaluationConfig(tasks=TASKS), stage.PATHS, seed=1)
-    assert again.by_model == scores.by_model
-    other, _ = evaluate(EvaluationConfig(tasks=TASKS[1:], baselines=["untrained"]), stage.PATHS, seed=2)
-    assert other.by_model["untrained"] != {k: v for k, v in scores.by_model["untrained"].items() if k != "find"}
+    other, _ = evaluate(EvaluationConfig(tasks=TASKS[1:2], baselines=["untrained"]), stage.PATHS, seed=2)
+    assert other.by_model["finetuned"]["sort"] == scores.by_model["finetuned"]["sort"]
+    assert other.by_model["untrained"]["sort"] != scores.by_model["untrained"]["sort"]
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def swap_two_rows(path):
+    weights = load_file(path)
+    table = weights["model.embed_tokens.weight"]
+    table[[10, 11]] = table[[11, 10]]
+    save_file(weights, path, metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize(
-    ("attribute", "value", "message"),
+    ("file", "damage", "message"),
     [
-        ("error", 3e-4, "embeddings .query. differ from the trained model's by up to 0.0003"),
-        ("max_seq_length", 32, "reads 32 tokens, the trained model 48"),
-        ("prompts", {}, "its prompt 'query' is not the trained model's 'cat '"),
+        ("model.safetensors", swap_two_rows, r"embeddings .query. differ from the trained model's by up to"),
+        ("sentence_bert_config.json", lambda p: edit(p, max_seq_length=32), "reads 32 tokens, the trained model 48"),
+        (
+            "config_sentence_transformers.json",
+            lambda p: edit(p, prompts={}),
+            "its prompt 'query' is not the trained model's 'cat '",
+        ),
     ],
 )
-def test_an_export_that_differs_fails(workspace, monkeypatch, attribute, value, message):
-    monkeypatch.setattr(ExportDouble, attribute, value)
+def test_an_export_that_differs_fails(workspace, file, damage, message):
+    damage(workspace / "models" / "export" / file)
     with pytest.raises(PipelineError, match=message):
         evaluate(EvaluationConfig(tasks=TASKS[:1], baselines=[]), stage.PATHS, seed=1)
 
@@ -112,7 +125,9 @@ def test_stage_writes_its_reports_and_leaves_nothing_stale(workspace):
 def test_the_request_is_checked_before_any_work(workspace, monkeypatch):
     monkeypatch.setattr(evaluation, "contestants", lambda *_: pytest.fail("work was done"))
     paths = ModelPaths(*[workspace] * 3)
+    typo = EvaluationConfig(tasks=TASKS[:1], prompts={"find-query": "a", "querry": "b"})
     for config, message in [
+        (typo, r"evaluation.prompts.querry: is not query, document"),
         (EvaluationConfig(mteb_tasks=["STSBenchmarc"]), "evaluation.mteb_tasks: .*STSBenchmark"),
         (EvaluationConfig(benchmarks=["MTEB(eng, v3)"]), "evaluation.benchmarks: "),
         (EvaluationConfig(tasks=[LocalTask("x", "sts", "gone")]), "gone is not a directory"),
