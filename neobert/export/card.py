@@ -1,14 +1,8 @@
 """The model card: what the model is, where it comes from, how it scores, how to load it."""
 
-import subprocess
-from pathlib import Path
-
-import transformers
-
 from neobert.config.export import ExportConfig
 from neobert.export.native import obstacles
-from neobert.io import sha256_file
-from neobert.model.storage import WEIGHTS, ModelInfo
+from neobert.model.storage import ModelInfo
 
 USAGE = """```python
 from sentence_transformers import SentenceTransformer
@@ -27,32 +21,6 @@ model = AutoModelForMaskedLM.from_pretrained("{path}"{code})
 ```"""
 
 
-def git_commit() -> str | None:
-    """The commit of the working tree, with ``-dirty`` when tracked files differ; None outside a repository."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
-def provenance(source: Path, info: ModelInfo) -> dict[str, str]:
-    """What identifies the model: hashes of weights and tokenizer, code, libraries."""
-    found = {
-        "weights (sha256 of the trained model)": sha256_file(source / WEIGHTS),
-        "tokenizer (sha256)": info.tokenizer_sha256,
-        "transformers": transformers.__version__,
-    }
-    if Path("params.yaml").is_file():
-        found["params.yaml (sha256)"] = sha256_file("params.yaml")
-    commit = git_commit()
-    if commit is not None:
-        found["code (git commit)"] = commit
-    return found
-
-
 def _classes(info: ModelInfo, layout: str) -> str:
     if layout == "native":
         return "transformers' own EuroBERT"
@@ -60,8 +28,8 @@ def _classes(info: ModelInfo, layout: str) -> str:
     return "in this directory" + (f", for EuroBERT's lack {', '.join(lacking)}" if lacking else "")
 
 
-def card(config: ExportConfig, info: ModelInfo, facts: dict[str, str], layout: str) -> str:
-    """The text of README.md."""
+def card(config: ExportConfig, info: ModelInfo, facts: dict[str, dict[str, str]], layout: str) -> str:
+    """The text of README.md; ``facts`` are its closing tables by heading."""
     model = info.model
     front = ["library_name: sentence-transformers", "pipeline_tag: sentence-similarity"]
     front += [f"license: {config.license}"] if config.license else []
@@ -77,14 +45,19 @@ def card(config: ExportConfig, info: ModelInfo, facts: dict[str, str], layout: s
         "weights": config.dtype,
         "pooling": "mean" if embedding is None else embedding.pooling,
         "embeddings normalised": "yes" if embedding is None or embedding.normalize else "no",
+        **({"trained on": config.hardware} if config.hardware else {}),
         "token weights in the pooling": "yes" if embedding is not None and embedding.token_weights else "no",
     }
     table = "\n".join(f"| {k} | {v} |" for k, v in rows.items())
-    origin = "\n".join(f"| {k} | `{v}` |" for k, v in facts.items())
+    closing = "\n\n".join(
+        f"## {heading}\n\n| what | value |\n|---|---|\n" + "\n".join(f"| {k} | `{v}` |" for k, v in rows.items())
+        for heading, rows in facts.items()
+        if rows
+    )
     usage = USAGE.format(path="path/to/this/directory", code="" if layout == "native" else ", trust_remote_code=True")
     return (
         "---\n" + "\n".join(front) + f"\n---\n\n# {config.name}\n\n"
         "A text encoder trained by masked language modelling and contrastive fine-tuning.\n\n"
         f"| property | value |\n|---|---|\n{table}\n\n## Use\n\n{usage}\n\n"
-        f"## Provenance\n\n| what | value |\n|---|---|\n{origin}\n"
+        f"{closing}\n"
     )

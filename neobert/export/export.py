@@ -13,12 +13,13 @@ from typing import Literal
 import torch
 
 from neobert.config.export import ExportConfig
-from neobert.export.card import card, provenance
+from neobert.export.card import card
 from neobert.export.custom import custom_model, write_code
 from neobert.export.modules import write_modules
 from neobert.export.native import native_model, obstacles
 from neobert.export.onnx import write_onnx
 from neobert.export.probe import needs_embedding, write_probe
+from neobert.export.provenance import provenance
 from neobert.export.tokenizer import write_tokenizer
 from neobert.export.validate import validate
 from neobert.io import write_text
@@ -28,11 +29,16 @@ from neobert.model.storage import TOKENIZER, ModelInfo, check_keys, load_model
 
 log = logging.getLogger(__name__)
 Layout = Literal["native", "neobert"]
+Facts = dict[str, dict[str, str]]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def export(source: Path, target: Path, config: ExportConfig) -> tuple[Layout, dict[str, float]]:
+def export(
+    source: Path, target: Path, config: ExportConfig, facts: Facts | None = None
+) -> tuple[Layout, dict[str, float]]:
     """Export the model directory ``source`` to ``target``: (format written, measured differences by name).
+
+    ``facts`` are further tables for the model card, by heading.
 
     Raises:
         PipelineError: what was written is not the trained model.
@@ -47,6 +53,8 @@ def export(source: Path, target: Path, config: ExportConfig) -> tuple[Layout, di
         staged = Path(scratch) / "model"
         staged.mkdir()
         write_directory(staged, source, model, embedder, info, config, layout)
+        tables = {"Provenance": provenance(source, info), **(facts or {})}
+        write_text(staged / "README.md", card(config, info, tables, layout))
         probe = write_probe(Path(scratch), model, embedder, info, source / TOKENIZER)
         found = validate(staged, probe, config.dtype)
         staged.rename(target)
@@ -83,7 +91,7 @@ def write_directory(
     config: ExportConfig,
     layout: Layout,
 ) -> None:
-    """Write weights, configuration, tokenizer, sentence-transformers files and card into ``target``."""
+    """Write weights, configuration, tokenizer and sentence-transformers files into ``target``."""
     described = needs_embedding(info)
     pooling = "bos" if described.pooling == "cls" else "mean"
     state = model.state_dict()
@@ -97,4 +105,3 @@ def write_directory(
     write_tokenizer(source / TOKENIZER, target, info)
     weights = embedder.weight_table()
     write_modules(target, info, described, None if weights is None else weights.detach())
-    write_text(target / "README.md", card(config, info, provenance(source, info), layout))

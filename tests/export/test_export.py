@@ -9,10 +9,13 @@ from safetensors.torch import load_file, save_file
 from neobert.config.export import ExportConfig
 from neobert.errors import PipelineError
 from neobert.export import check, native
+from neobert.export.card import card
 from neobert.export.export import build_embedder, choose_layout, export, write_directory
 from neobert.export.native import native_state
 from neobert.export.probe import write_probe
+from neobert.export.provenance import lock_facts, metric_facts
 from neobert.export.validate import judge
+from neobert.io import sha256_file, write_json
 from neobert.model.storage import EmbeddingInfo, load_model
 
 PROMPTS = {"query": "search: ", "document": "passage: "}
@@ -31,7 +34,8 @@ def check_here(source, target, tmp_path, settings: ExportConfig) -> dict[str, fl
 
 def test_an_export_loads_and_matches_in_a_fresh_process(make_model_dir, tmp_path):
     source = make_model_dir(EmbeddingInfo("mean", True, PROMPTS, True))
-    layout, differences = export(source, tmp_path / "exported", ExportConfig(license="apache-2.0"))
+    config = ExportConfig(license="apache-2.0", hardware="2 CPU cores")
+    layout, differences = export(source, tmp_path / "exported", config, {"Results": {"loss": "1.5"}})
     assert {"hidden", "hidden_bool_mask", "hidden_additive_mask", "logits", "embeddings_query"} < set(differences)
     assert layout == "native"
     judge(tmp_path, differences, "fp32")
@@ -39,9 +43,11 @@ def test_an_export_loads_and_matches_in_a_fresh_process(make_model_dir, tmp_path
     assert config["model_type"] == "eurobert"
     assert "auto_map" not in config
     assert (config["pad_token_id"], config["mask_token_id"]) == (0, 4)
-    card = (tmp_path / "exported/README.md").read_text()
-    assert card.startswith("---\nlibrary_name: sentence-transformers")
-    assert "license: apache-2.0" in card
+    text = (tmp_path / "exported/README.md").read_text()
+    assert text.startswith("---\nlibrary_name: sentence-transformers")
+    for words in ("license: apache-2.0", "2 CPU cores", "## Provenance", sha256_file(source / "model.safetensors")):
+        assert words in text
+    assert "| loss | `1.5` |" in text
     assert not list(tmp_path.glob(".export-*"))
 
 
@@ -76,7 +82,7 @@ def test_what_the_native_classes_lack_carries_its_own_code_and_says_why(make_mod
     source = make_model_dir(EmbeddingInfo("mean", True, PROMPTS), **BEYOND_NATIVE[named])
     judge(target, check_here(source, target, tmp_path, ExportConfig(onnx=named == "ngpt: true")), "fp32")
     assert f"native cannot express model.{named}" in caplog.text
-    assert named in (target / "README.md").read_text()
+    assert named in card(ExportConfig(), load_model(source)[1], {}, "neobert")
     assert (target / "modeling_neobert.py").is_file()
 
 
@@ -110,3 +116,16 @@ def test_token_weights_must_be_kept_beside_the_model(make_model_dir, tmp_path):
     save_file(state, source / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(PipelineError, match="missing token_weights"):
         export(source, tmp_path / "exported", ExportConfig())
+
+
+def test_provenance_reads_dvc_lock_and_metrics(tmp_path):
+    (tmp_path / "dvc.lock").write_text(
+        "schema: '2.0'\nstages:\n  corpus:\n    cmd: x\n    params:\n      params.yaml:\n        corpus: {a: 1}\n"
+        "    outs:\n    - path: data/corpus\n      md5: abc.dir\n  evaluate:\n    outs:\n    - path: r\n      md5: no\n"
+    )
+    facts = lock_facts(tmp_path / "dvc.lock", without=("evaluate",))
+    assert facts["data/corpus"] == "abc.dir"
+    assert list(facts) == ["data/corpus", "params of corpus"]
+    assert lock_facts(tmp_path / "absent", without=()) == {}
+    write_json(tmp_path / "pretrain/metrics.json", {"loss": 2.34567891, "eval": {"loss": 3.0, "name": "x"}})
+    assert metric_facts(tmp_path, ["pretrain", "absent"]) == {"pretrain: eval.loss": "3", "pretrain: loss": "2.34568"}
