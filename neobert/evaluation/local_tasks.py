@@ -15,7 +15,6 @@ Source: ``mteb.abstasks`` (2.x). Cost: one pass over the files.
 """
 
 import csv
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 
 from neobert.config.evaluation import LocalTask
 from neobert.errors import PipelineError
+from neobert.evaluation.jsonl import read_jsonl
 from neobert.io import fingerprint, sha256_file
 
 QRELS_HEADER = ["query-id", "corpus-id", "score"]
@@ -44,51 +44,8 @@ MTEB_TYPES = {
 }
 
 
-def read_jsonl(path: Path, columns: dict[str, type | tuple[type, ...]]) -> list[dict[str, Any]]:
-    """Rows of a JSONL file, each checked to hold ``columns`` of the given types; blank lines are skipped.
-
-    Raises:
-        PipelineError: the file is missing or empty, or a line does not fit (file:line, what, rule).
-    """
-    if not path.is_file():
-        raise PipelineError(f"{path}: does not exist; evaluation.tasks needs it, with the columns {', '.join(columns)}")
-    rows = []
-    with open(path, encoding="utf-8", errors="strict") as handle:
-        for number, line in enumerate(_decoded(handle, path), start=1):
-            if line.strip():
-                rows.append(_row(line, f"{path}:{number}", columns))
-    if not rows:
-        raise PipelineError(f"{path}: is empty; a task needs at least one row")
-    return rows
-
-
-def _decoded(handle: Iterator[str], path: Path) -> Iterator[str]:
-    try:
-        yield from handle
-    except UnicodeDecodeError as error:
-        raise PipelineError(
-            f"{path}: is not valid UTF-8 ({error.reason} at byte {error.start}); re-encode it"
-        ) from error
-
-
-def _row(line: str, where: str, columns: dict[str, type | tuple[type, ...]]) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise PipelineError(f"{where}: is not JSON ({error}); one object a line is needed") from error
-    if not isinstance(row, dict):
-        raise PipelineError(f"{where}: is a {type(row).__name__}; one JSON object a line is needed")
-    for name, kinds in columns.items():
-        if name not in row:
-            raise PipelineError(f"{where}: has no {name!r}; its columns are {', '.join(row)}")
-        if not isinstance(row[name], kinds) or isinstance(row[name], bool):
-            raise PipelineError(f"{where}: {name} is {row[name]!r}, a {type(row[name]).__name__}; that cannot be read")
-    return {name: row[name] for name in columns}
-
-
 def _retrieval_data(path: Path) -> dict[str, Any]:
-    corpus = read_jsonl(path / "corpus.jsonl", {"_id": str, "text": str})
-    titles = [row.get("title", "") for row in map(json.loads, _lines(path / "corpus.jsonl"))]
+    corpus = read_jsonl(path / "corpus.jsonl", {"_id": str, "text": str}, optional={"title": ""})
     queries = read_jsonl(path / "queries.jsonl", {"_id": str, "text": str})
     documents = {row["_id"] for row in corpus}
     known = {row["_id"] for row in queries}
@@ -102,18 +59,15 @@ def _retrieval_data(path: Path) -> dict[str, Any]:
     if not any(score > 0 for scores in relevant.values() for score in scores.values()):
         raise PipelineError(f"{path / 'qrels' / 'test.tsv'}: names no relevant document; nothing can be measured")
     return {
-        "corpus": Dataset.from_dict(
-            {"id": [r["_id"] for r in corpus], "title": titles, "text": [r["text"] for r in corpus]}
-        ),
-        "queries": Dataset.from_dict({"id": [r["_id"] for r in queries], "text": [r["text"] for r in queries]}),
+        "corpus": _documents(corpus),
+        "queries": _documents(queries),
         "relevant_docs": relevant,
         "top_ranked": None,
     }
 
 
-def _lines(path: Path) -> Iterator[str]:
-    with open(path, encoding="utf-8") as handle:
-        yield from (line for line in handle if line.strip())
+def _documents(rows: list[dict[str, Any]]) -> Dataset:
+    return Dataset.from_list([{"id": row.pop("_id"), **row} for row in rows])
 
 
 def _qrels(path: Path) -> Iterator[tuple[int, tuple[str, str, int]]]:
