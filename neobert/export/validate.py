@@ -33,6 +33,7 @@ def validate(directory: Path, probe: Probe, dtype: str) -> dict[str, float]:
         command += [str(p) for p in (directory, probe.tensors, probe.description, result)]
         environment = {
             **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[2]),
             "HF_HUB_OFFLINE": "1",
             # Code that an export carries is cached by the directory's name, so each check has its own cache.
             "HF_MODULES_CACHE": scratch,
