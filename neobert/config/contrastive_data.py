@@ -1,10 +1,32 @@
 """Section ``contrastive_data``: where the training pairs come from and what a valid pair is."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
 from neobert.config.schema import Bounds
+
+HUB_NAMES = (
+    "ALLNLI",
+    "AMAZONQA",
+    "CONCURRENTQA",
+    "FEVER",
+    "GITHUBISSUE",
+    "GOOAQ",
+    "MSMARCO",
+    "PAQ",
+    "PUBMEDQA",
+    "QQP",
+    "SENTENCECOMP",
+    "STACKEXCHANGE",
+    "STACKOVERFLOW",
+    "STS12",
+    "STSBENCHMARK",
+    "TRIVIAQA",
+    "WIKIHOW",
+)
+"""The documents' sources; their tables and columns are in ``neobert.contrastive.hub_sources``."""
 
 
 @dataclass(frozen=True)
@@ -15,17 +37,35 @@ class PairSource:
     ``bad[*].text`` (that field of every element).
     """
 
-    path: Annotated[str, "JSONL or Parquet file, or a glob of them, relative to the project's root."]
+    path: Annotated[str | None, "JSONL or Parquet file, or a glob of them, relative to the project's root."] = None
+    hub: Annotated[
+        str | None,
+        "Instead of path: one of the documents' sources (ALLNLI, GOOAQ, ...), whose rules are known, or a data set by "
+        "its hub name.",
+    ] = None
+    config: Annotated[str | None, "Configuration of a data set given by its hub name."] = None
+    split: Annotated[str, "Split of a data set given by its hub name."] = "train"
     query: Annotated[str, "Column of the query: a string, or a list of equivalent strings."] = "query"
     corpus: Annotated[str, "Column of the positive: a string, or a list of positives."] = "corpus"
     negative: Annotated[
         str | list[str] | None, "Column of the hard negatives (string or list of strings), or a list of columns."
     ] = None
-    kind: Annotated[str | None, "Column that splits the source into kinds; a batch holds one kind."] = None
+    kind: Annotated[
+        str | None, "Column (of a hub data set: name) that splits the source into kinds; a batch holds one kind."
+    ] = None
     score: Annotated[str | None, "Column of a similarity score, for scored pairs."] = None
     min_score: Annotated[float | None, "Pairs that score below it are left out; needs `score`."] = None
 
     def problems(self) -> Iterator[tuple[str, str]]:
+        if (self.path is None) == (self.hub is None):
+            yield "path", "and hub: a source has exactly one of them"
+        known = self.hub is not None and "/" not in self.hub
+        if known and dataclasses.replace(self, hub=None) != PairSource():
+            yield "hub", "is one of the documents' sources, whose columns are known; leave the other keys out"
+        if known and self.hub not in HUB_NAMES:
+            yield "hub", f"is neither owner/name nor one of {', '.join(HUB_NAMES)}"
+        if self.path is not None and (self.config is not None or self.split != "train"):
+            yield "config", "and split belong to hub"
         if (self.score is None) != (self.min_score is None):
             yield "min_score", "and score are given together or not at all"
 

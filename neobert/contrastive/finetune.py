@@ -177,6 +177,7 @@ def finetune(
 
 def _adopt(embedder: EmbeddingModel, warmed: TrainResult, rms: float) -> None:
     """Put the warm-up's final state (which a resumed run read from a checkpoint) into the model."""
+    embedder.cpu()  # the warm-up moved only what it trained to its device
     with torch.no_grad():
         embedder.encoder.embeddings.weight.copy_(warmed.state_dict["embedder.embeddings.weight"])
         if embedder.token_weights is not None:

@@ -18,12 +18,14 @@ from neobert.config.contrastive_data import ContrastiveDataConfig, PairSource
 from neobert.contrastive.decontaminate import contaminated, evaluation_texts, normalised
 from neobert.contrastive.pairs import write_pairs, write_parquet
 from neobert.contrastive.schema import shape_of, validate
-from neobert.contrastive.sources import read_source_file, source_files
+from neobert.contrastive.sources import identity, read_tables
 from neobert.contrastive.tokens import add_tokens, load_tokenizer
 from neobert.errors import PipelineError
 from neobert.io import atomic_path, fingerprint, read_json, sha256_file, write_json, write_manifest
 
 log = logging.getLogger(__name__)
+# The modules whose code decides what a source's cached result is.
+PREPARING = ("columns", "hub", "hub_sources", "preprocess", "schema", "sources", "tokens")
 QUARANTINE: dict[str, Any] = {
     "source": pl.String,
     "file": pl.String,
@@ -50,23 +52,19 @@ def read_source(name: str, source: PairSource, config: ContrastiveDataConfig) ->
     Raises:
         PipelineError: unreadable files, wrong columns or types, files of different shapes.
     """
-    good, bad, rows, shape = [], [], 0, None
-    for path in source_files(name, source):
-        frame = read_source_file(path, source)
-        found = shape_of(frame, str(path))
+    good, bad, rows, below, shape = [], [], 0, 0, None
+    for where, frame, min_score in read_tables(name, source):
+        found = shape_of(frame, where)
         if shape is not None and found != shape:
-            raise PipelineError(f"{path}: has the shape ({found}), other files of source {name!r} ({shape})")
+            raise PipelineError(f"{where}: has the shape ({found}), other files of source {name!r} ({shape})")
         shape, rows = found, rows + frame.height
         valid, invalid = validate(
-            frame, found, minimum=config.min_characters, maximum=config.max_characters, where=str(path)
+            frame, found, minimum=config.min_characters, maximum=config.max_characters, where=where
         )
-        good.append(_pairs(valid))
+        kept = valid if min_score is None else valid.filter(pl.col("score") >= min_score)
+        below += valid.height - kept.height
+        good.append(_pairs(kept))
         bad.append(_quarantine(name, invalid))
-    read = pl.concat(good)
-    below = 0
-    if source.min_score is not None:
-        below = read.filter(pl.col("score") < source.min_score).height
-        read = read.filter(pl.col("score") >= source.min_score)
     quarantine = pl.concat(bad)
     rules = quarantine["rule"].str.split("; ").explode().value_counts(sort=True).rows()
     counts = {
@@ -75,7 +73,7 @@ def read_source(name: str, source: PairSource, config: ContrastiveDataConfig) ->
         "bad_by_rule": dict(sorted(rules)),
         "below_min_score": below,
     }
-    return Prepared(read.drop("score", strict=False), quarantine, counts)
+    return Prepared(pl.concat(good), quarantine, counts)
 
 
 def _pairs(frame: pl.DataFrame) -> pl.DataFrame:
@@ -84,12 +82,11 @@ def _pairs(frame: pl.DataFrame) -> pl.DataFrame:
     if "negative" in frame.columns:
         is_list = frame.schema["negative"] == pl.List(pl.String)
         negatives = pl.col("negative") if is_list else pl.concat_list("negative")
-    kind = pl.col("kind") if "kind" in frame.columns else pl.lit("")
-    frame = frame.with_columns(negatives=negatives.list.unique(maintain_order=True), kind=kind)
+    frame = frame.with_columns(negatives=negatives.list.unique(maintain_order=True))
     for column in ("query", "corpus"):
         if frame.schema[column] == pl.List(pl.String):
             frame = frame.explode(column)
-    return frame.select("query", "corpus", "negatives", "kind", *(["score"] if "score" in frame.columns else []))
+    return frame.select("query", "corpus", "negatives", "kind")
 
 
 def _quarantine(name: str, frame: pl.DataFrame) -> pl.DataFrame:
@@ -113,8 +110,8 @@ def prepare_source(
     name: str, source: PairSource, config: ContrastiveDataConfig, tokenizer_dir: Path, cache: Path
 ) -> Prepared:
     """``read_source``, duplicates, tokens; from the cache where files, rules and code are the same as before."""
-    code = [sha256_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
-    files = [(str(path), sha256_file(path)) for path in source_files(name, source)]
+    code = [sha256_file(Path(__file__).with_name(f"{module}.py")) for module in PREPARING]
+    files = identity(name, source)
     parts = (config.min_characters, config.max_characters, config.max_query_length, config.max_document_length)
     tokenizer_sha = sha256_file(tokenizer_dir / "tokenizer.json")
     key = fingerprint([name, asdict(source), files, parts, asdict(config.prompts), tokenizer_sha, code])[:24]

@@ -1,4 +1,4 @@
-"""Read a source's own files (JSONL or Parquet) and apply its column rules.
+"""Read a source's files (JSONL or Parquet) or hub tables and apply its column rules.
 
 JSONL is parsed line by line with the standard parser, because only then does every error know its line and is no
 number turned into a string on the way. Cost: JSONL about 300k rows a second, Parquet as fast as polars reads it.
@@ -6,13 +6,45 @@ number turned into a string on the way. Cost: JSONL about 300k rows a second, Pa
 
 import glob
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 
 from neobert.config.contrastive_data import PairSource
 from neobert.contrastive.columns import expression, root
+from neobert.contrastive.hub import open_table, parts_of, read_part, tables_of
+from neobert.contrastive.hub_sources import Part
 from neobert.errors import PipelineError
+from neobert.io import sha256_file
+
+
+class Rows(NamedTuple):
+    """The rows of one file or hub table."""
+
+    where: str
+    frame: pl.DataFrame
+    min_score: float | None
+
+
+def read_tables(name: str, source: PairSource) -> Iterator[Rows]:
+    """The files or tables of a source, one after another, each as ``select_columns`` gives it."""
+    if source.hub is None:
+        for path in source_files(name, source):
+            yield Rows(str(path), read_source_file(path, source), source.min_score)
+        return
+    for part in parts_of(source):
+        where = "/".join(filter(None, (part.table.name, part.table.config, part.table.split)))
+        yield Rows(where, select_columns(read_part(part), part, where, part.label), part.min_score)
+
+
+def identity(name: str, source: PairSource) -> list[list[str]]:
+    """What a source's rows depend on beside its params: files with their sha256, tables with their fingerprints."""
+    if source.hub is None:
+        return [[str(path), sha256_file(path)] for path in source_files(name, source)]
+    tables = [table for part in parts_of(source) for table in tables_of(part)]
+    return [[table.name, str(table.config), table.split, open_table(table)._fingerprint] for table in tables]
 
 
 def source_files(name: str, source: PairSource) -> list[Path]:
@@ -21,7 +53,7 @@ def source_files(name: str, source: PairSource) -> list[Path]:
     Raises:
         PipelineError: no file matches.
     """
-    found = sorted(Path(p) for p in glob.glob(source.path, recursive=True) if Path(p).is_file())
+    found = sorted(Path(p) for p in glob.glob(source.path or "", recursive=True) if Path(p).is_file())
     if not found:
         raise PipelineError(
             f"contrastive_data.sources.{name}.path: {source.path!r} matches no file; "
@@ -30,42 +62,55 @@ def source_files(name: str, source: PairSource) -> list[Path]:
     return found
 
 
-def _rules(source: PairSource) -> dict[str, str | list[str]]:
-    rules: dict[str, str | list[str]] = {"query": source.query, "corpus": source.corpus}
-    for name in ("negative", "kind", "score"):
-        if (rule := getattr(source, name)) is not None:
-            rules[name] = rule
-    return rules
+ColumnRules = PairSource | Part
+"""What names the columns of a table: a source in params, or a part of one of the documents'."""
 
 
-def read_source_file(path: Path, source: PairSource) -> pl.DataFrame:
-    """One file as columns query, corpus and, where the rules name them, negative, kind, score; plus file and row.
+def _rules(source: ColumnRules) -> dict[str, str | list[str]]:
+    names = ("query", "corpus", "negative", "kind", "score")
+    return {name: rule for name in names if (rule := getattr(source, name)) is not None}
 
-    ``row`` counts from 1, so in a JSONL file it is the line.
+
+def read_source_file(path: Path, source: ColumnRules) -> pl.DataFrame:
+    """One file through ``select_columns``; ``row`` counts from 1, so in a JSONL file it is the line.
 
     Raises:
         PipelineError: another file type, a line that does not parse, a missing column, values of mixed types.
     """
-    rules = _rules(source)
-    roots = sorted({root(p) for rule in rules.values() for p in ([rule] if isinstance(rule, str) else rule)})
+    paths = [p for rule in _rules(source).values() for p in ([rule] if isinstance(rule, str) else rule)]
+    roots = sorted({root(p) for p in paths})
     if path.suffix == ".parquet":
         frame = _read_parquet(path, roots)
     elif path.suffix in (".jsonl", ".ndjson", ".json"):
         frame = _read_jsonl(path, roots)
     else:
         raise PipelineError(f"{path}: is neither .jsonl nor .parquet; convert it, or point the source elsewhere")
+    return select_columns(frame, source, str(path))
+
+
+def select_columns(frame: pl.DataFrame, source: ColumnRules, where: str, label: str = "") -> pl.DataFrame:
+    """Columns query, corpus, kind and, where the rules name them, negative and score; plus file and row.
+
+    Args:
+        frame: the columns that the rules read, and ``_row``.
+        where: names the file or table in errors.
+        label: the kind of all rows where no column says it.
+
+    Raises:
+        PipelineError: the rules do not fit the data.
+    """
+    rules = _rules(source)
     columns = [_column(rule).alias(name) for name, rule in rules.items()]
     try:
-        selected = frame.select(*columns, pl.lit(str(path)).alias("file"), pl.col("_row").alias("row"))
+        selected = frame.select(*columns, pl.lit(where).alias("file"), pl.col("_row").cast(pl.Int64).alias("row"))
     except pl.exceptions.PolarsError as error:
-        raise PipelineError(f"{path}: the column rules {rules} do not fit the data: {error}") from error
-    if "kind" in selected.columns:
-        selected = selected.with_columns(pl.col("kind").cast(pl.String).fill_null(""))
+        raise PipelineError(f"{where}: the column rules {rules} do not fit the data: {error}") from error
     if "score" in selected.columns:
         if not selected.schema["score"].is_numeric():
-            raise PipelineError(f"{path}: column 'score' holds {selected.schema['score']}, not numbers")
+            raise PipelineError(f"{where}: column 'score' holds {selected.schema['score']}, not numbers")
         selected = selected.with_columns(pl.col("score").cast(pl.Float64))
-    return selected
+    kind = pl.col("kind").cast(pl.String).fill_null("") if "kind" in rules else pl.lit(label)
+    return selected.with_columns(kind=kind)
 
 
 def _column(rule: str | list[str]) -> pl.Expr:
