@@ -18,15 +18,15 @@ class SyntheticRows:
     def __init__(self, rows: int, length: int, vocab_size: int, mean_document: float, seed: int = 0) -> None:
         generator = np.random.default_rng(seed)
         sigma = 0.9
-        count = int(1.2 * rows * length / mean_document) + rows
+        count = int(2 * rows * length / mean_document) + 1000
         drawn = generator.lognormal(np.log(mean_document) - sigma**2 / 2, sigma, count)
         lengths = np.clip(drawn, 8, None).astype(np.int64)
         pieces = split_documents(lengths, length - 2)
         sizes = pieces.length + 2  # CLS and SEP
         plan = best_fit_decreasing(sizes, length)
-        # Full rows first, then a shuffle: the packer's last rows are the emptier ones.
+        # Any rows but the packer's few emptier ones (taking the fullest would favour rows of one long document).
         fill = np.bincount(plan.row, weights=sizes, minlength=plan.rows)
-        kept = generator.permutation(np.argsort(-fill, kind="stable")[:rows])
+        kept = generator.permutation(np.flatnonzero(fill >= 0.99 * length))[:rows]
         self.rows, self.max_length, self.vocab_size = rows, length, vocab_size
         self._ids = np.full((rows, length), PAD, np.int32)
         place = {int(row): index for index, row in enumerate(kept)}

@@ -12,7 +12,7 @@ from stages.stage import run, runs_dir
 
 
 def main() -> None:
-    engine = Engine.from_command_line(sys.argv[1:], load(CorpusConfig, "corpus").scheduler_address)
+    engine = Engine.from_command_line(sys.argv[1:], load(CorpusConfig, "corpus").dask_scheduler)
     config = load(PackingConfig, "longer_context.packing")
     pack(Path("data/tokens"), Path("data/packed_long"), config, load_seed(), runs_dir() / "shards", engine)
 

@@ -15,7 +15,7 @@ from stages.stage import run, runs_dir
 
 
 def main() -> None:
-    engine = Engine.from_command_line(sys.argv[1:], load(CorpusConfig, "corpus").scheduler_address)
+    engine = Engine.from_command_line(sys.argv[1:], load(CorpusConfig, "corpus").dask_scheduler)
     tokenize(Path("data/corpus"), Path("data/tokenizer"), Path("data/tokens"), runs_dir() / "shards", engine)
 
 

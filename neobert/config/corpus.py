@@ -148,6 +148,11 @@ class CorpusConfig:
         int, "Documents a shard: the unit of work, of resuming, and the window that packing plans.", Bounds(ge=1)
     ] = 32_768
 
+    @property
+    def dask_scheduler(self) -> str | None:
+        """Address of the cluster to run on; ``None`` runs on this host."""
+        return self.scheduler_address if self.engine == "dask" else None
+
     def problems(self) -> Iterator[tuple[str, str]]:
         names = [p.partition("==")[0] for p in self.packages]
         if self.source == "installed_packages":

@@ -52,7 +52,7 @@ def closure(stage: str) -> set[str]:
 
 def code_deps(stage: str) -> list[str]:
     """The closure as dvc.yaml lists it: core directories, and single files of the flat ones."""
-    return sorted({p if (parent := str(Path(p).parent)) in BY_FILE else parent for p in closure(stage)})
+    return sorted({p if str(Path(p).parent) in BY_FILE else "/".join(Path(p).parts[:2]) for p in closure(stage)})
 
 
 if __name__ == "__main__":

@@ -22,7 +22,11 @@ TINY = Path(__file__).parent / "tiny.yaml"
 
 def environment() -> dict[str, str]:
     """This interpreter's own `python` and `dvc` first, a git identity, one thread."""
-    names = {f"GIT_{role}_{what}": f"tests@{role.lower()}.example" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    names = {
+        f"GIT_{role}_{what}": f"tests@{role.lower()}.example"
+        for role in ("AUTHOR", "COMMITTER")
+        for what in ("NAME", "EMAIL")
+    }
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("GIT_", "DVC_", "NEOBERT_"))}
     return {**kept, **names, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"}
@@ -56,7 +60,10 @@ def make_copy(target: Path) -> Path:
     """The project's files (tracked, or new and not ignored) in a git repository of their own, with tiny params."""
     names = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.split("\0")
     for name in filter(None, names):
         if (ROOT / name).is_file() and not name.startswith(("tests/", "reports/", "dvc.lock", "docs/", "benchmarks/")):
