@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from neobert.errors import PipelineError
 
 MANIFEST = "manifest.json"
@@ -33,6 +35,22 @@ def fsync_directory(path: Path) -> None:
 
 
 @contextmanager
+def clear_write_errors(path: str | Path) -> Iterator[None]:
+    """Turn a failed write inside into one clear line about ``path``.
+
+    Raises:
+        PipelineError: the disk is full or ``path`` cannot be written (safetensors has an error type of its own).
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise PipelineError(
+            f"{path}: cannot be written ({getattr(error, 'strerror', None) or error}); "
+            f"free space or make {Path(path).parent} writable, then run the same command again"
+        ) from error
+
+
+@contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success fsync it and rename it, on failure remove it.
 
@@ -42,17 +60,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-        fsync_directory(path.parent)
-    except OSError as error:
-        raise PipelineError(
-            f"{path}: cannot be written ({error.strerror or error}); "
-            f"free space or make {path.parent} writable, then run the same command again"
-        ) from error
+        with clear_write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with open(temporary, "rb") as handle:
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
+            fsync_directory(path.parent)
     finally:
         if temporary.exists():
             temporary.unlink()

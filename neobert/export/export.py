@@ -22,7 +22,7 @@ from neobert.export.probe import needs_embedding, write_probe
 from neobert.export.provenance import provenance
 from neobert.export.tokenizer import write_tokenizer
 from neobert.export.validate import validate
-from neobert.io import write_text
+from neobert.io import clear_write_errors, write_text
 from neobert.model.embedding import EmbeddingModel
 from neobert.model.heads import MaskedLM
 from neobert.model.storage import TOKENIZER, ModelInfo, check_keys, load_model
@@ -52,7 +52,8 @@ def export(
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as scratch:
         staged = Path(scratch) / "model"
         staged.mkdir()
-        write_directory(staged, source, model, embedder, info, config, layout)
+        with clear_write_errors(target):
+            write_directory(staged, source, model, embedder, info, config, layout)
         tables = {"Provenance": provenance(source, info), **(facts or {})}
         write_text(staged / "README.md", card(config, info, tables, layout))
         probe = write_probe(Path(scratch), model, embedder, info, source / TOKENIZER)

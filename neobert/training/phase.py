@@ -25,6 +25,7 @@ from neobert.model.storage import ModelInfo, save_model
 from neobert.packing.sampling import WeightedOrder
 from neobert.packing.shards import PackedDataset
 from neobert.tokenization.tokenizer import open_tokenizer
+from neobert.training import preflight
 from neobert.training.distributed import local_device
 from neobert.training.evaluate import evaluator, groups_of, spread
 from neobert.training.launch import is_main_process
@@ -72,6 +73,7 @@ class Phase:
         data = self._open("train")
         info = dataclasses.replace(info, max_length=data.max_length)
         check_fit(self.stage, data, info)
+        preflight.check([self.out, self.reports], scratch, model, self.runtime)
         source, evaluate = self._sources(data)
         objective = PretrainModel(
             model,

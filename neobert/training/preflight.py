@@ -1,0 +1,53 @@
+"""What must hold before the first step, all of it said at once: writable places, and room for the checkpoints."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import nn
+
+from neobert.config.runtime import RuntimeConfig
+from neobert.errors import PipelineError
+
+ADAM = 3
+"""Tensors of a weight's size in a checkpoint: itself and two moments."""
+
+
+def existing_parent(path: Path) -> Path:
+    """The nearest thing at or above `path` that exists."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def bytes_wanted(module: nn.Module, runtime: RuntimeConfig) -> int:
+    """Room for the checkpoints and model directories that are kept, and for the one being written."""
+    weights = sum(p.numel() * p.element_size() for p in module.parameters())
+    return (runtime.save_total_limit + 1) * (ADAM + 1) * weights
+
+
+def problems(writable: list[Path], scratch: Path, module: nn.Module, runtime: RuntimeConfig) -> Iterator[str]:
+    """What would stop the run later."""
+    for path in writable:
+        parent = existing_parent(path)
+        if not parent.is_dir():
+            yield f"{path}: cannot be made, {parent} is not a directory; move that file away"
+        elif not os.access(parent, os.W_OK | os.X_OK):
+            yield f"{path}: cannot be written, {parent} is read-only for this user; change its permissions"
+    wanted, free = bytes_wanted(module, runtime), shutil.disk_usage(existing_parent(scratch)).free
+    if free < wanted:
+        yield (
+            f"{scratch}: has {free / 2**30:.2f} GiB free where checkpoints need {wanted / 2**30:.2f} GiB "
+            "(runtime.save_total_limit of them and one being written); free space, lower the limit, or point "
+            "NEOBERT_RUNS_DIR to a larger disk"
+        )
+
+
+def check(writable: list[Path], scratch: Path, module: nn.Module, runtime: RuntimeConfig) -> None:
+    """Raise PipelineError with everything that `problems` finds."""
+    found = list(problems([*writable, scratch], scratch, module, runtime))
+    if found:
+        raise PipelineError("\n  ".join(found))
