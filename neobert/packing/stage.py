@@ -23,7 +23,6 @@ def pack_jobs(tokens: Path, split: str, config: PackingConfig, seed: int) -> lis
     fixed = {
         "max_length": config.max_length,
         "special_ids": {role: info[f"{role}_token_id"] for role in ("pad", "cls", "sep")},
-        "wide": info["vocab_size"] > 1 << 16,
         "mixture": mixture,
     }
     code = [code_hash(*MODULES), pyarrow.__version__]

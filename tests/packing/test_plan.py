@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neobert.errors import PipelineError
-from neobert.packing.plan import best_fit_decreasing, rows_lower_bound, split_documents
+from neobert.packing.plan import best_fit_decreasing, exact_fill, plan_rows, rows_lower_bound, split_documents
 
 
 class SegmentTree:
@@ -54,19 +54,25 @@ def textbook_rows(lengths: list[int], capacity: int) -> int:
 @given(st.integers(1, 60).flatmap(lambda c: st.tuples(st.just(c), st.lists(st.integers(1, c), max_size=300))))
 def test_plan_is_best_fit_decreasing(case):
     capacity, lengths = case
-    plan = best_fit_decreasing(np.array(lengths, np.int64), capacity)
-    used = np.bincount(plan.row, weights=lengths, minlength=plan.rows) if lengths else np.zeros(0)
-    assert len(used) == plan.rows
-    assert (used <= capacity).all()
-    assert (used > 0).all()
-    assert plan.rows == textbook_rows(lengths, capacity)
-    assert plan.rows >= rows_lower_bound(np.array(lengths, np.int64), capacity)
+    pieces = np.array(lengths, np.int64)
+    rows = {}
+    for planner in (best_fit_decreasing, exact_fill, plan_rows):
+        plan = planner(pieces, capacity)
+        used = np.bincount(plan.row, weights=lengths, minlength=plan.rows) if lengths else np.zeros(0)
+        assert len(used) == plan.rows
+        assert (used <= capacity).all()
+        assert (used > 0).all()
+        assert sorted(plan.order.tolist()) == list(range(len(lengths)))
+        assert plan.rows >= rows_lower_bound(pieces, capacity)
+        rows[planner] = plan.rows
+    assert rows[best_fit_decreasing] == textbook_rows(lengths, capacity)
+    assert rows[plan_rows] <= rows[best_fit_decreasing]
 
 
 def test_large_windows_are_near_the_bound():
     lengths = np.clip(np.random.default_rng(0).lognormal(5.2, 1.0, 65_536).astype(np.int64), 3, 1024)
+    assert plan_rows(lengths, 1024).rows <= 1.0001 * rows_lower_bound(lengths, 1024)
     plan = best_fit_decreasing(lengths, 1024)
-    assert plan.rows <= 1.0001 * rows_lower_bound(lengths, 1024)
     assert plan.rows == textbook_rows(lengths.tolist(), 1024)
 
 
