@@ -28,6 +28,8 @@ SECTIONS = {
     "contrastive": ("contrastive", "ContrastiveConfig"),
     "export": ("export", "ExportConfig"),
     "evaluation": ("evaluation", "EvaluationConfig"),
+    "glue": ("glue", "GlueConfig"),
+    "pseudo_perplexity": ("pseudo_perplexity", "PseudoPerplexityConfig"),
     "runtime": ("runtime", "RuntimeConfig"),
 }
 

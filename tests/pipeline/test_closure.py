@@ -5,7 +5,11 @@ from ruamel.yaml import YAML
 
 from tests.pipeline.closure import ROOT, code_deps
 
-STAGES = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
+STAGES = {
+    name: stage
+    for path in ("dvc.yaml", "optional/dvc.yaml")
+    for name, stage in YAML(typ="safe", pure=True).load((ROOT / path).read_text())["stages"].items()
+}
 
 
 @pytest.mark.parametrize("stage", STAGES)
