@@ -2,6 +2,8 @@
 
 import json
 
+from neobert.config.load import load
+from neobert.config.optimizer import OptimizerConfig
 from tests.pipeline.conftest import clone, edit_params, run_in, stages_run
 
 DATA_STAGES = ["corpus", "tokenizer", "tokenize", "pack", "pack_long", "contrastive_preprocess"]
@@ -32,8 +34,10 @@ def test_fresh_clone_without_cache_rebuilds_the_same_data(reproduced, tmp_path):
 
 
 def test_experiment_with_more_steps_trains_again_and_packs_nothing(working_copy):
-    result = run_in(working_copy, "dvc", "exp", "run", "-n", "longer", "-S", "trainer.max_steps=5")
-    assert stages_run(result) == TRAINING
+    changes = ("-S", "trainer.max_steps=5", "-S", "optimizer.lr=2e-5")
+    assert stages_run(run_in(working_copy, "dvc", "exp", "run", "-n", "longer", *changes)) == TRAINING
+    optimizer = load(OptimizerConfig, "optimizer", working_copy / "params.yaml")
+    assert optimizer.lr == 2e-5  # a number, as typed, through Hydra's and DVC's own readers and writers
     shown = json.loads(run_in(working_copy, "dvc", "exp", "show", "--json").out)
     assert "longer" in json.dumps(shown)
     assert "trainer.max_steps" in run_in(working_copy, "dvc", "params", "diff").out
@@ -41,13 +45,6 @@ def test_experiment_with_more_steps_trains_again_and_packs_nothing(working_copy)
     assert any("reports/" in name for name in changed)
     plots = run_in(working_copy, "dvc", "plots", "diff", "--json").out
     assert "history.csv" in plots
-
-
-def test_override_is_a_number_not_a_string(working_copy):
-    run_in(working_copy, "dvc", "exp", "run", "--dry", "-S", "optimizer.lr=2e-5")
-    edit_params(working_copy, {"optimizer": {"lr": 2e-5}})
-    answer = run_in(working_copy, "python", "-c", "from neobert.config.validate import validate; validate()")
-    assert answer.code == 0
 
 
 def test_changing_packing_and_back_reuses_the_shards(working_copy):
@@ -62,7 +59,8 @@ def test_changing_packing_and_back_reuses_the_shards(working_copy):
 def test_editing_the_trainer_reruns_training_only(working_copy):
     trainer = working_copy / "neobert" / "training" / "trainer.py"
     trainer.write_text(trainer.read_text() + "\n# An edit.\n")
-    assert stages_run(run_in(working_copy, "dvc", "repro", "--dry")) == TRAINING
+    # A dry run cannot know whether the new weights will differ, so it stops at the trainings.
+    assert stages_run(run_in(working_copy, "dvc", "repro", "--dry")) == TRAINING[:3]
 
 
 def test_push_and_pull_restore_data_and_models_without_a_stage(working_copy, tmp_path):
