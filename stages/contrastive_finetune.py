@@ -6,7 +6,7 @@ from pathlib import Path
 from neobert.config.contrastive import ContrastiveConfig
 from neobert.config.load import load, load_seed
 from neobert.config.runtime import RuntimeConfig
-from neobert.contrastive.finetune import finetune
+from neobert.contrastive.finetune import Places, finetune
 from neobert.training.launch import is_main_process, on_all_devices
 from neobert.training.reports import write_reports
 from neobert.training.scratch import describe, open_scratch
@@ -22,11 +22,9 @@ def main() -> None:
     with open_scratch("contrastive_finetune", describe("contrastive_finetune")) as scratch:
         done = finetune(
             config,
-            Path("data/pairs"),
-            Path("models/long_context"),
+            Places(Path("data/pairs"), Path("models/long_context"), Path("data/tokens"), scratch),
             runtime=runtime,
             seed=load_seed(),
-            scratch=scratch,
             world=int(os.environ.get("WORLD_SIZE", "1")),
         )
         if not is_main_process():

@@ -104,6 +104,17 @@ class ContrastiveConfig:
         Literal["none", "ones", "idf"],
         "Train one weight a token id for pooling: none, from ones, or from inverse document frequencies in the pairs.",
     ] = "none"
+    loss: Annotated[
+        Literal["MultipleNegativesRankingLoss", "supcon"],
+        "Rank the positive before all other documents; or pull all texts of a query's class together.",
+    ] = "MultipleNegativesRankingLoss"
+    matryoshka_dims: Annotated[
+        list[int], "Also apply the loss to embeddings cut to these widths, beside the whole; empty does not."
+    ] = field(default_factory=list)
+    pretraining_prob: Annotated[
+        float, "Share of the steps that take pretraining text with itself as positive (SimCSE).", Bounds(ge=0, le=1)
+    ] = 0.0
+    dropout: Annotated[float, "Dropout while fine-tuning; SimCSE needs some.", Bounds(ge=0, lt=1)] = 0.0
     scale: Annotated[float, "Cosines are multiplied by it: 1 / temperature.", Bounds(gt=0)] = 20.0
     symmetric: Annotated[bool, "Also rank the queries for each positive; the two losses are averaged."] = False
     false_negative_margin: Annotated[
@@ -125,6 +136,12 @@ class ContrastiveConfig:
     ] = None
     gather_across_devices: Annotated[bool, "Negatives come from the whole global batch, not from one device."] = True
     eval_pairs: Annotated[int, "Validation pairs among which recall is measured.", Bounds(ge=1)] = 1000
+    load_best_model_at_end: Annotated[
+        bool, "Keep the best of all evaluations, the one before the first step included, rather than the last."
+    ] = True
+    metric_for_best_model: Annotated[
+        Literal["loss", "accuracy", "recall_at_10", "mrr_at_10"], "What the best model is best by, on held-out pairs."
+    ] = "loss"
     embedding_warmup: Annotated[EmbeddingWarmupConfig | None, "Train the embedding table first; null does not."] = None
     trainer: Annotated[ContrastiveTrainerConfig, "Length and batch."] = field(default_factory=ContrastiveTrainerConfig)
     optimizer: Annotated[OptimizerConfig, "The optimizer."] = field(default_factory=_optimizer)
@@ -134,6 +151,12 @@ class ContrastiveConfig:
         for name, size in self.batch_sizes.items():
             if not 2 <= size <= self.trainer.global_batch_size:
                 yield "batch_sizes", f"[{name}] must be from 2 to trainer.global_batch_size"
+        if self.pretraining_prob > 0 and self.dropout == 0:
+            yield "pretraining_prob", "needs contrastive.dropout: without it a text's two encodings are the same"
+        if self.loss == "supcon" and (self.symmetric or self.false_negative_margin is not None):
+            yield "loss", "supcon is symmetric already and knows its positives; remove symmetric and the margin"
+        if any(dim < 1 for dim in self.matryoshka_dims):
+            yield "matryoshka_dims", "must be positive"
         if self.embedding_warmup is not None and self.pooling != "mean":
             yield (
                 "embedding_warmup",

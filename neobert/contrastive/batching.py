@@ -8,6 +8,7 @@ Cost: a permutation is made when a group's pass begins (0.1 ms a batch); then a 
 depend on neither rank nor world.
 """
 
+import threading
 from collections import OrderedDict
 
 import numpy as np
@@ -30,10 +31,19 @@ class Schedule:
         batch_sizes: smaller batches by source name.
         alpha: exponent of a group's size.
         seed: of every permutation.
+        repeat_queries: let pairs of one query meet in a batch (a loss that knows them for positives wants it).
     """
 
-    def __init__(self, pairs: Pairs, batch_size: int, batch_sizes: dict[str, int], alpha: float, seed: int) -> None:
-        self.pairs, self.seed = pairs, seed
+    def __init__(
+        self,
+        pairs: Pairs,
+        batch_size: int,
+        batch_sizes: dict[str, int],
+        alpha: float,
+        seed: int,
+        repeat_queries: bool = False,
+    ) -> None:
+        self.pairs, self.seed, self.first_text = pairs, seed, int(repeat_queries)
         counts = np.bincount(pairs.groups, minlength=len(pairs.names))
         self.present = np.flatnonzero(counts)
         self.sizes = np.array(
@@ -44,6 +54,7 @@ class Schedule:
         self.steps_per_epoch = max(1, round(pairs.rows / batch_size))
         self.batches_per_pass = counts // np.maximum(self.sizes, 1)
         self._used = [np.zeros(len(self.present), dtype=np.int64)]
+        self._lock = threading.Lock()  # batches may be made by several threads
         self._passes: OrderedDict[tuple[int, int], list[np.ndarray]] = OrderedDict()
 
     def _epoch_counts(self, epoch: int) -> np.ndarray:
@@ -55,7 +66,10 @@ class Schedule:
 
     def batch(self, step: int) -> tuple[int, np.ndarray]:
         """(group, rows) of a step, counted from 0."""
-        epoch, within = divmod(step, self.steps_per_epoch)
+        with self._lock:
+            return self._batch(*divmod(step, self.steps_per_epoch))
+
+    def _batch(self, epoch: int, within: int) -> tuple[int, np.ndarray]:
         while len(self._used) <= epoch:
             self._used.append(self._used[-1] + self._epoch_counts(len(self._used) - 1))
         order = np.repeat(np.arange(len(self.present)), self._epoch_counts(epoch))
@@ -93,7 +107,7 @@ class Schedule:
 
     def _without_repeats(self, rows: np.ndarray) -> np.ndarray:
         """[n] bool: the row shares no text with an earlier one."""
-        hashes = [self.pairs.hashes(row) for row in rows.tolist()]
+        hashes = [self.pairs.hashes(row)[self.first_text :] for row in rows.tolist()]
         owner = np.repeat(np.arange(len(rows)), [len(h) for h in hashes])
         _, first, inverse = np.unique(np.concatenate(hashes), return_index=True, return_inverse=True)
         shared = owner[first[inverse]] != owner

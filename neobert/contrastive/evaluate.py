@@ -1,29 +1,41 @@
-"""Held-out figures during contrastive training: loss and recall among the validation pairs.
+"""Held-out figures during contrastive training: loss and recall among the validation pairs; and the best model kept.
 
 All validation pairs form one batch, so a query ranks its positive among as many documents as there are pairs. Cost:
 one forward over their texts.
 """
 
-from collections.abc import Callable
+import dataclasses
+import logging
+import shutil
+from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from neobert.contrastive.pairs import Pairs
 from neobert.contrastive.source import collate_pairs
+from neobert.io import atomic_path, read_json, write_json
+from neobert.training.model_checkpoint import full_state
 from neobert.training.prefetch import move
 from neobert.training.source import HOST_KEYS
+from neobert.training.trainer import Evaluate, TrainResult
 
+log = logging.getLogger(__name__)
 CHUNK_TEXTS = 256
 
 
-def make_evaluate(
-    pairs: Pairs, limit: int, *, pad_token_id: int, max_negatives: int
-) -> Callable[[nn.Module, int], dict[str, float]]:
+def make_evaluate(pairs: Pairs, limit: int, *, pad_token_id: int, max_negatives: int) -> Evaluate:
     """``evaluate(objective, step)`` over at most ``limit`` pairs, spread evenly over the split."""
     rows = np.unique(np.linspace(0, pairs.rows - 1, min(limit, pairs.rows)).round().astype(np.int64))
-    batch = collate_pairs(pairs.take(rows, max_negatives), pad_token_id=pad_token_id, mini_batch_size=CHUNK_TEXTS)
+    batch = collate_pairs(
+        pairs.take(rows, max_negatives),
+        labels=pairs.labels(rows),
+        pad_token_id=pad_token_id,
+        mini_batch_size=CHUNK_TEXTS,
+    )
     inputs = {key: value for key, value in batch.items() if key not in HOST_KEYS}
 
     def evaluate(objective: nn.Module, step: int) -> dict[str, float]:
@@ -32,3 +44,59 @@ def make_evaluate(
         return {name: float(total) / len(rows) for name, total in {"loss": loss, **sums}.items()}
 
     return torch.no_grad()(evaluate)
+
+
+class KeepBest:
+    """Evaluates, and keeps the objective's state where ``metric`` was best so far.
+
+    Evaluation is a function of the weights, so a resumed run meets the same figures again: a state that was kept after
+    the checkpoint it resumed from is simply kept once more.
+
+    Args:
+        evaluate: gives the figures.
+        metric: which one decides; ``loss`` is best low, the others high.
+        directory: where the best state and its step are kept.
+    """
+
+    def __init__(self, evaluate: Evaluate, metric: str, directory: Path) -> None:
+        self.evaluate, self.metric, self.directory = evaluate, metric, directory
+
+    def _best(self) -> float:
+        path = self.directory / "best.json"
+        return read_json(path)["score"] if path.is_file() else float("-inf")
+
+    def __call__(self, objective: nn.Module, step: int) -> dict[str, float]:
+        figures = self.evaluate(objective, step)
+        score = figures[self.metric] * (-1 if self.metric == "loss" else 1)
+        if self._agreed(score > self._best()):
+            # Under DDP the objective is wrapped; FSDP2 shards it in place, and full_state gathers it on all ranks.
+            state = full_state(getattr(objective, "module", objective))
+            if not dist.is_initialized() or dist.get_rank() == 0:
+                with atomic_path(self.directory / "best.safetensors") as path:
+                    save_file({key: value.contiguous() for key, value in state.items()}, path)
+                write_json(self.directory / "best.json", {"score": score, "step": step, "figures": figures})
+        return figures
+
+    @staticmethod
+    def _agreed(better: bool) -> bool:
+        """Rank 0's word, since it alone keeps the file."""
+        if not dist.is_initialized():
+            return better
+        box = [better]
+        dist.broadcast_object_list(box, src=0)
+        return bool(box[0])
+
+    def forget(self) -> None:
+        """Start anew: what an earlier run kept does not count."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def result(self, last: TrainResult) -> TrainResult:
+        """``last`` with the best state and its figures in place of the last ones."""
+        best = read_json(self.directory / "best.json")
+        log.info("the best model by %s is that of step %d", self.metric, best["step"])
+        figures = {f"eval_{name}": value for name, value in best["figures"].items()}
+        return dataclasses.replace(
+            last,
+            metrics={**last.metrics, **figures, "best_step": best["step"]},
+            state_dict=load_file(self.directory / "best.safetensors"),
+        )

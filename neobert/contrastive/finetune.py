@@ -10,18 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from neobert.config.contrastive import ContrastiveConfig, ContrastiveTrainerConfig
+from neobert.config.contrastive import ContrastiveConfig, ContrastiveTrainerConfig, EmbeddingWarmupConfig
 from neobert.config.runtime import RuntimeConfig
 from neobert.contrastive.batching import Schedule
-from neobert.contrastive.evaluate import make_evaluate
-from neobert.contrastive.loss import MultipleNegativesRankingLoss
+from neobert.contrastive.evaluate import Evaluate, KeepBest, make_evaluate
+from neobert.contrastive.loss import MatryoshkaLoss, MultipleNegativesRankingLoss, SupConLoss
 from neobert.contrastive.objective import ContrastiveModel
 from neobert.contrastive.pairs import Pairs
+from neobert.contrastive.simcse import PretrainingTexts
 from neobert.contrastive.source import MULTIPLE, PairSource
 from neobert.contrastive.warmup import BagOfEmbeddings, inverse_document_frequencies, settle
 from neobert.errors import PipelineError
@@ -29,6 +29,7 @@ from neobert.model.embedding import EmbeddingModel
 from neobert.model.heads import MaskedLM
 from neobert.model.ngpt import normalize_weights
 from neobert.model.storage import EmbeddingInfo, ModelInfo, load_model, read_info, save_model
+from neobert.training.launch import is_main_process
 from neobert.training.trainer import TrainResult, train
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,9 @@ def start_from(directory: Path, pairs: Pairs, config: ContrastiveConfig, seed: i
         model = MaskedLM(info.model, info.vocab_size, info.pad_token_id)
     else:
         model, info, _ = load_model(directory)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = config.dropout
     embedder = EmbeddingModel(model.encoder, config.pooling, config.normalize, config.token_weights != "none")
     if config.token_weights == "idf":
         embedder.set_token_weights(inverse_document_frequencies(pairs, info.vocab_size))
@@ -98,88 +102,174 @@ class Finetuned:
     start: Start
 
 
-def finetune(
+@dataclass(frozen=True)
+class Places:
+    """Where fine-tuning reads and keeps things."""
+
+    pairs: Path
+    pretrained: Path
+    tokens: Path
+    scratch: Path
+
+
+def make_loss(config: ContrastiveConfig, width: int) -> nn.Module:
+    """The loss that the config names.
+
+    Raises:
+        PipelineError: a Matryoshka width is more than the model has.
+    """
+    if config.loss == "supcon":
+        loss: nn.Module = SupConLoss(config.scale)
+    else:
+        loss = MultipleNegativesRankingLoss(config.scale, config.symmetric, config.false_negative_margin)
+    if not config.matryoshka_dims:
+        return loss
+    if max(config.matryoshka_dims) > width:
+        raise PipelineError(f"contrastive.matryoshka_dims: {config.matryoshka_dims} exceed the model's width ({width})")
+    return MatryoshkaLoss(loss, {*config.matryoshka_dims, width})
+
+
+def make_source(
     config: ContrastiveConfig,
-    pairs_dir: Path,
-    pretrained: Path,
+    trainer: ContrastiveTrainerConfig,
+    pairs: Pairs,
+    info: ModelInfo,
     *,
-    runtime: RuntimeConfig,
     seed: int,
-    scratch: Path,
-    world: int,
-) -> Finetuned:
-    """Train the embedding model; ``scratch`` keeps what a resumed run needs.
+    simcse: PretrainingTexts | None = None,
+    mini_batch_size: int | None = None,
+) -> PairSource:
+    """Batches of one training."""
+    schedule = Schedule(
+        pairs,
+        trainer.global_batch_size,
+        config.batch_sizes,
+        config.sampling_alpha,
+        seed,
+        repeat_queries=config.loss == "supcon",
+    )
+    return PairSource(
+        pairs,
+        schedule,
+        pad_token_id=info.pad_token_id,
+        max_negatives=config.max_negatives,
+        mini_batch_size=mini_batch_size,
+        gather=config.gather_across_devices,
+        multiple=MULTIPLE if torch.cuda.is_available() else 1,
+        simcse=simcse,
+    )
+
+
+def finetune(config: ContrastiveConfig, places: Places, *, runtime: RuntimeConfig, seed: int, world: int) -> Finetuned:
+    """Train the embedding model; the scratch keeps what a resumed run needs.
 
     Raises:
         PipelineError: see ``start_from`` and ``neobert.training.trainer.train``.
     """
-    pairs = Pairs(pairs_dir, "train")
-    start = start_from(pretrained, pairs, config, seed)
+    pairs, validation = Pairs(places.pairs, "train"), Pairs(places.pairs, "validation")
+    _check_batch_sizes(config, pairs)
+    start = start_from(places.pretrained, pairs, config, seed)
+    loss = make_loss(config, start.info.model.hidden_size)
     evaluate = None
-    validation = Pairs(pairs_dir, "validation")
     if validation.rows:
-        evaluate = make_evaluate(
-            validation,
-            config.eval_pairs,
-            pad_token_id=start.info.pad_token_id,
-            max_negatives=config.max_negatives,
-        )
-    # An nGPT's weights live on the unit sphere.
-    constraint = partial(normalize_weights, start.model) if start.info.model.ngpt else None
-    loss = MultipleNegativesRankingLoss(config.scale, config.symmetric, config.false_negative_margin)
-    shared: dict[str, Any] = {"seed": seed, "evaluate": evaluate}
-
-    def source(trainer: ContrastiveTrainerConfig, mini_batch_size: int | None, salt: int) -> PairSource:
-        schedule = Schedule(pairs, trainer.global_batch_size, config.batch_sizes, config.sampling_alpha, seed + salt)
-        return PairSource(
-            pairs,
-            schedule,
-            pad_token_id=start.info.pad_token_id,
-            max_negatives=config.max_negatives,
-            mini_batch_size=mini_batch_size,
-            gather=config.gather_across_devices,
-            multiple=MULTIPLE if torch.cuda.is_available() else 1,
-        )
-
+        sizes = {"pad_token_id": start.info.pad_token_id, "max_negatives": config.max_negatives}
+        evaluate = make_evaluate(validation, config.eval_pairs, **sizes)
     warmed = None
     if config.embedding_warmup is not None:
-        warmup = config.embedding_warmup
-        bag = ContrastiveModel(BagOfEmbeddings(start.embedder), loss, constraint)
-        # A step or path to resume from means the main training's checkpoints, never the warm-up's.
-        resume = False if runtime.resume_from_checkpoint is False else "auto"
-        warmed = train(
-            bag,
-            source(warmup.trainer, None, salt=1),
-            trainer=warmup.trainer.loop(pairs.rows, world),
-            optimizer=warmup.optimizer,
-            scheduler=warmup.scheduler,
-            runtime=dataclasses.replace(runtime, resume_from_checkpoint=resume),
-            scratch=scratch / "embedding_warmup",
-            stage="embedding_warmup",
-            **shared,
-        )
-        _adopt(start.embedder, warmed, warmup.rms)
+        warmed = _warm_up(config, config.embedding_warmup, pairs, start, loss, evaluate, runtime, seed, places, world)
+    # An nGPT's weights live on the unit sphere.
+    constraint = partial(normalize_weights, start.model) if start.info.model.ngpt else None
     objective = ContrastiveModel(start.embedder, loss, constraint)
+    best = None
+    if config.load_best_model_at_end and evaluate is not None:
+        best = KeepBest(evaluate, config.metric_for_best_model, places.scratch / "best")
+        if runtime.resume_from_checkpoint is False and is_main_process():
+            best.forget()
     result = train(
         objective,
-        source(config.trainer, config.mini_batch_size, salt=0),
+        make_source(
+            config,
+            config.trainer,
+            pairs,
+            start.info,
+            seed=seed,
+            simcse=_simcse(config, pairs, start.info, places.tokens, seed),
+            mini_batch_size=config.mini_batch_size,
+        ),
         trainer=config.trainer.loop(pairs.rows, world),
         optimizer=config.optimizer,
         scheduler=config.scheduler,
         runtime=runtime,
-        scratch=scratch,
+        seed=seed,
+        scratch=places.scratch,
         stage="contrastive_finetune",
+        evaluate=best or evaluate,
+        evaluate_first=best is not None,
         save_model=start.save,
-        **shared,
     )
+    if best is not None and is_main_process():
+        result = best.result(result)
     return Finetuned(result, warmed, start)
 
 
-def _adopt(embedder: EmbeddingModel, warmed: TrainResult, rms: float) -> None:
-    """Put the warm-up's final state (which a resumed run read from a checkpoint) into the model."""
-    embedder.cpu()  # the warm-up moved only what it trained to its device
+def _check_batch_sizes(config: ContrastiveConfig, pairs: Pairs) -> None:
+    known = {name.split("/")[0] for name in pairs.names}
+    for name in config.batch_sizes:
+        if name not in known:
+            raise PipelineError(
+                f"contrastive.batch_sizes: {name!r} is not a source; they are {', '.join(sorted(known))}"
+            )
+
+
+def _simcse(
+    config: ContrastiveConfig, pairs: Pairs, info: ModelInfo, tokens: Path, seed: int
+) -> PretrainingTexts | None:
+    if config.pretraining_prob == 0:
+        return None
+    return PretrainingTexts(
+        tokens,
+        cls_token_id=info.cls_token_id,
+        sep_token_id=info.sep_token_id,
+        max_length=pairs.manifest["max_document_length"],
+        prob=config.pretraining_prob,
+        seed=seed,
+        tokenizer_sha256=info.tokenizer_sha256,
+    )
+
+
+def _warm_up(
+    config: ContrastiveConfig,
+    warmup: EmbeddingWarmupConfig,
+    pairs: Pairs,
+    start: Start,
+    loss: nn.Module,
+    evaluate: Evaluate | None,
+    runtime: RuntimeConfig,
+    seed: int,
+    places: Places,
+    world: int,
+) -> TrainResult:
+    """Train a bag of embeddings and put it into ``start``."""
+    bag = BagOfEmbeddings(start.embedder)
+    constraint = partial(normalize_weights, bag) if start.info.model.ngpt else None
+    # A step or path to resume from means the main training's checkpoints, never the warm-up's.
+    resume = False if runtime.resume_from_checkpoint is False else "auto"
+    warmed = train(
+        ContrastiveModel(bag, loss, constraint),
+        make_source(config, warmup.trainer, pairs, start.info, seed=seed + 1),
+        trainer=warmup.trainer.loop(pairs.rows, world),
+        optimizer=warmup.optimizer,
+        scheduler=warmup.scheduler,
+        runtime=dataclasses.replace(runtime, resume_from_checkpoint=resume),
+        seed=seed,
+        scratch=places.scratch / "embedding_warmup",
+        stage="embedding_warmup",
+        evaluate=evaluate,
+    )
+    embedder, state = start.embedder, warmed.state_dict
     with torch.no_grad():
-        embedder.encoder.embeddings.weight.copy_(warmed.state_dict["embedder.embeddings.weight"])
+        embedder.encoder.embeddings.weight.copy_(state["embedder.embeddings.weight"])
         if embedder.token_weights is not None:
-            embedder.token_weights.copy_(warmed.state_dict["embedder.token_weights"])
-    settle(embedder, rms)
+            embedder.token_weights.copy_(state["embedder.token_weights"])
+    settle(embedder, warmup.rms)
+    return warmed

@@ -1,13 +1,36 @@
-"""Contrastive losses over embeddings, each with one file-local definition and a test against sentence-transformers.
+"""Contrastive losses over embeddings, each with a test against sentence-transformers or a plain reference.
 
-Legend: B local pairs, G pairs of all ranks, N negatives of all ranks, H width. All losses return the SUM over the
-local queries, in fp32, whatever the precision of the encoder: an exponent of scale 20 and more leaves bf16 no room.
+Legend: B local pairs, G pairs of all ranks, N negatives of all ranks, H width. A loss is called as
+``loss(queries [G, H], positives [G, H], negatives [N, H], labels [G], first, count)``, where pairs
+``first : first + count`` are this rank's, and returns the SUM over them, and sums of figures. It computes in fp32,
+whatever the precision of the encoder: an exponent of scale 20 and more leaves bf16 no room.
 Cost: B x (G + N) x H multiply-adds.
 """
+
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Result = tuple[Tensor, dict[str, Tensor]]
+
+
+def _unit(*embeddings: Tensor) -> list[Tensor]:
+    return [F.normalize(x.float(), dim=-1) for x in embeddings]
+
+
+def ranks(cosines: Tensor, positive: Tensor, training: bool) -> dict[str, Tensor]:
+    """Sums over queries of how well the positive [B, 1] ranks among all documents [B, G + N].
+
+    A document of equal text has an equal cosine and does not count against the positive.
+    """
+    ahead = (cosines.detach() > positive.detach() + 1e-6).sum(dim=1)
+    sums = {"accuracy": (ahead == 0).sum().float()}
+    if not training:
+        sums["recall_at_10"] = (ahead < 10).sum().float()
+        sums["mrr_at_10"] = ((ahead < 10) / (ahead + 1.0)).sum()
+    return sums
 
 
 class MultipleNegativesRankingLoss(nn.Module):
@@ -27,15 +50,10 @@ class MultipleNegativesRankingLoss(nn.Module):
         self.scale, self.symmetric, self.margin = scale, symmetric, false_negative_margin
 
     def forward(
-        self, queries: Tensor, positives: Tensor, negatives: Tensor, first: int, count: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss summed over pairs ``first : first + count`` and how many of them rank their positive first.
-
-        Args:
-            queries: [G, H] of the whole batch. positives: [G, H]. negatives: [N, H], in any number a pair.
-            first, count: which pairs are this rank's.
-        """
-        queries, positives, negatives = (F.normalize(x.float(), dim=-1) for x in (queries, positives, negatives))
+        self, queries: Tensor, positives: Tensor, negatives: Tensor, labels: Tensor, first: int, count: int
+    ) -> Result:
+        """See the module; ``labels`` are not looked at, since no query comes twice."""
+        queries, positives, negatives = _unit(queries, positives, negatives)
         local = slice(first, first + count)
         own = torch.arange(first, first + count, device=queries.device)[:, None]
         cosines = queries[local] @ torch.cat([positives, negatives]).T
@@ -43,7 +61,7 @@ class MultipleNegativesRankingLoss(nn.Module):
         denominator = self._log_denominator(cosines, positive)
         if self.symmetric:
             denominator = (denominator + self._log_denominator(positives[local] @ queries.T, positive)) / 2
-        return (denominator - self.scale * positive).sum(), self._ranks(cosines.detach(), positive.detach())
+        return (denominator - self.scale * positive).sum(), ranks(cosines, positive, self.training)
 
     def _log_denominator(self, cosines: Tensor, positive: Tensor) -> Tensor:
         if self.margin is not None:
@@ -51,11 +69,57 @@ class MultipleNegativesRankingLoss(nn.Module):
             cosines = cosines.masked_fill(too_near, float("-inf"))
         return torch.logsumexp(self.scale * cosines, dim=1, keepdim=True)
 
-    def _ranks(self, cosines: Tensor, positive: Tensor) -> dict[str, Tensor]:
-        """Sums over queries of how well the positive ranks; a document of equal text ties and does not count."""
-        ahead = (cosines > positive + 1e-6).sum(dim=1)
-        sums = {"accuracy": (ahead == 0).sum().float()}
-        if not self.training:
-            sums["recall_at_10"] = (ahead < 10).sum().float()
-            sums["mrr_at_10"] = ((ahead < 10) / (ahead + 1.0)).sum()
-        return sums
+
+class SupConLoss(nn.Module):
+    """Supervised contrastive loss: every text of the batch pulls all texts of its class.
+
+    The class of a pair is its query, so all positives of a query that meet in a batch are one class with it. Each of a
+    pair's two texts is an anchor, its candidates are all other texts; the pair's loss is the mean of the two.
+
+    Source: Khosla et al. 2020, the sum outside of the logarithm.
+    """
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(
+        self, queries: Tensor, positives: Tensor, negatives: Tensor, labels: Tensor, first: int, count: int
+    ) -> Result:
+        """See the module; pairs with equal ``labels`` are one class."""
+        queries, positives, negatives = _unit(queries, positives, negatives)
+        local = slice(first, first + count)
+        texts = torch.cat([queries, positives, negatives])
+        own = torch.arange(first, first + count, device=queries.device)
+        same = labels[local, None] == labels[None]
+        same = torch.cat([same, same, same.new_zeros(count, len(negatives))], dim=1)
+        loss = queries.new_zeros(())
+        for anchors, themselves in ((queries[local], own), (positives[local], own + len(queries))):
+            logits = self.scale * (anchors @ texts.T)
+            itself = torch.zeros_like(same).scatter(1, themselves[:, None], True)
+            log_probability = logits - torch.logsumexp(logits.masked_fill(itself, float("-inf")), dim=1, keepdim=True)
+            partners = same & ~itself
+            loss = loss - ((log_probability * partners).sum(1) / partners.sum(1)).sum() / 2
+        cosines = queries[local] @ texts[len(queries) :].T
+        return loss, ranks(cosines, cosines.gather(1, own[:, None]), self.training)
+
+
+class MatryoshkaLoss(nn.Module):
+    """The sum of a loss over embeddings cut to their first ``dims`` numbers, so that short ones work too.
+
+    Figures are those of the longest. Source: Kusupati et al. 2022.
+    """
+
+    def __init__(self, loss: nn.Module, dims: Iterable[int]) -> None:
+        super().__init__()
+        self.loss, self.dims = loss, sorted(dims)
+
+    def forward(
+        self, queries: Tensor, positives: Tensor, negatives: Tensor, labels: Tensor, first: int, count: int
+    ) -> Result:
+        """See the module."""
+        total, sums = queries.new_zeros((), dtype=torch.float32), {}
+        for dim in self.dims:
+            part, sums = self.loss(queries[:, :dim], positives[:, :dim], negatives[:, :dim], labels, first, count)
+            total = total + part
+        return total, sums

@@ -22,7 +22,7 @@ class ContrastiveModel(nn.Module):
 
     Args:
         embedder: called as ``embedder(FlatBatch, num_segments) -> [num_segments, H]``.
-        loss: called as ``loss(queries, positives, negatives, first, count)``.
+        loss: one of ``neobert.contrastive.loss``.
         constraint: called after each optimizer step (an nGPT's unit norms).
 
     A batch is what ``neobert.contrastive.source.PairSource`` makes: texts in the order queries, positives, negatives.
@@ -62,7 +62,7 @@ class ContrastiveModel(nn.Module):
             q, p, n = (
                 gather_rows(x, rank, sizes) for x, sizes in zip((q, p, n), (pairs, pairs, negatives), strict=True)
             )
-            return self.loss(q, p, n, sum(pairs[:rank]), count)
+            return self.loss(q, p, n, batch["labels"], sum(pairs[:rank]), count)
 
     def train_flops(self, host: dict[str, int]) -> float | None:
         """Unknown: a chunked step encodes twice, and MFU is pretraining's figure."""

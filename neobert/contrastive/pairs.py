@@ -117,10 +117,9 @@ class Pairs:
         """uint64 identities of the pair's texts: query, positive, negatives."""
         return self.parts[row // PART_ROWS].hashes[row % PART_ROWS]
 
-    def pair_hashes(self) -> np.ndarray:
-        """[rows, 2] uint64: identities of query and positive of every pair."""
-        found = [p.hashes.values[p.hashes.offsets[:-1, None] + np.arange(2)] for p in self.parts]
-        return np.concatenate(found)
+    def labels(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """int64, equal where two pairs have the same query."""
+        return np.array([self.hashes(int(row))[0] for row in rows], dtype=np.uint64).view(np.int64)
 
     def negative_counts(self) -> np.ndarray:
         """[rows] number of negatives of every pair."""

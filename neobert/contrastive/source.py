@@ -11,6 +11,7 @@ import torch
 
 from neobert.contrastive.batching import Schedule
 from neobert.contrastive.pairs import Pairs, Texts
+from neobert.contrastive.simcse import PretrainingTexts
 from neobert.errors import PipelineError
 from neobert.model.batch import flatten
 from neobert.training.source import Batch
@@ -28,10 +29,12 @@ def collate(texts: list[np.ndarray], pad_token_id: int, mini_batch_size: int | N
         each text's stands.
     """
     lengths = np.array([len(text) for text in texts])
-    number = 1 if mini_batch_size is None else -(-len(texts) // mini_batch_size)
+    number = 1 if mini_batch_size is None else max(1, -(-len(texts) // mini_batch_size))
     by_length = np.argsort(-lengths, kind="stable") if number > 1 else np.arange(len(texts))
     members = [by_length[i::number] for i in range(number)]
-    parts = [flatten([texts[i] for i in chunk], pad_token_id, multiple) for chunk in members]
+    # A rank may be left without a pair; it still takes part in every collective call.
+    nothing = [np.empty(0, dtype=np.int32)]
+    parts = [flatten([texts[i] for i in chunk] or nothing, pad_token_id, multiple) for chunk in members]
     chunks, starts, token, segment = [], [parts[0].cu_seqlens[:1]], 0, 0
     for chunk, part in zip(members, parts, strict=True):
         tokens, segments = len(part.input_ids), len(part.cu_seqlens) - 1
@@ -49,12 +52,15 @@ def collate(texts: list[np.ndarray], pad_token_id: int, mini_batch_size: int | N
     }
 
 
-def collate_pairs(texts: Texts, *, pad_token_id: int, mini_batch_size: int | None, multiple: int = 1) -> Batch:
-    """One batch of these pairs, on one rank."""
+def collate_pairs(
+    texts: Texts, *, labels: np.ndarray, pad_token_id: int, mini_batch_size: int | None, multiple: int = 1
+) -> Batch:
+    """One batch of these pairs, on one rank; ``labels`` [pairs] int64 say which have the same query."""
     negatives = [text for found in texts.negatives for text in found]
     every = [*texts.queries, *texts.positives, *negatives]
     lengths = np.array([len(text) for text in every], dtype=np.int64)
     return collate(every, pad_token_id, mini_batch_size, multiple) | {
+        "labels": torch.from_numpy(labels),
         "count": len(texts.queries),
         "tokens": int(lengths.sum()),
         "squared_lengths": int(np.square(lengths).sum()),
@@ -65,7 +71,7 @@ def collate_pairs(texts: Texts, *, pad_token_id: int, mini_batch_size: int | Non
 
 
 class PairSource:
-    """``BatchSource`` over pairs.
+    """``BatchSource`` over pairs, and over pretraining text in the steps that ``simcse`` takes.
 
     Args:
         pairs: the training pairs.
@@ -75,6 +81,7 @@ class PairSource:
         mini_batch_size: texts of a chunk, or None for one chunk.
         gather: whether ranks will see each other's texts as negatives.
         multiple: the stream's length is padded to a multiple of it.
+        simcse: pretraining text that takes some of the steps.
     """
 
     def __init__(
@@ -87,10 +94,15 @@ class PairSource:
         mini_batch_size: int | None = None,
         gather: bool = True,
         multiple: int = 1,
+        simcse: PretrainingTexts | None = None,
     ) -> None:
-        self.pairs, self.schedule, self.pad_token_id = pairs, schedule, pad_token_id
-        self.max_negatives, self.mini_batch_size, self.gather = max_negatives, mini_batch_size, gather
-        self.multiple = multiple
+        self.pairs, self.schedule, self.simcse = pairs, schedule, simcse
+        self.max_negatives, self.gather = max_negatives, gather
+        self.layout: dict[str, Any] = {
+            "pad_token_id": pad_token_id,
+            "mini_batch_size": mini_batch_size,
+            "multiple": multiple,
+        }
         self.samples_per_epoch = pairs.rows
         self.negatives = np.minimum(pairs.negative_counts(), max_negatives)
 
@@ -107,14 +119,23 @@ class PairSource:
                 f"contrastive.trainer.global_batch_size ({global_batch_size}) must be a multiple of the "
                 f"number of ranks ({world})"
             )
-        _, rows = self.schedule.batch(samples_seen // global_batch_size)
+        step = samples_seen // global_batch_size
+        if self.simcse is not None and self.simcse.takes(step):
+            rows = self.simcse.batch(step, global_batch_size)
+            labels, negatives, take = rows.astype(np.int64), np.zeros(len(rows), np.int64), self.simcse.take
+        else:
+            _, rows = self.schedule.batch(step)
+            labels, negatives, take = self.pairs.labels(rows), self.negatives[rows], self._take
         shares = np.array_split(rows, world)
-        texts = self.pairs.take(shares[rank], self.max_negatives)
-        batch = collate_pairs(
-            texts, pad_token_id=self.pad_token_id, mini_batch_size=self.mini_batch_size, multiple=self.multiple
-        )
-        if world > 1 and self.gather:
+        alone = world == 1 or not self.gather
+        if alone:
+            labels = np.array_split(labels, world)[rank]
+        batch = collate_pairs(take(shares[rank]), labels=labels, **self.layout)
+        if not alone:
             batch["pair_sizes"] = tuple(len(share) for share in shares)
-            batch["negative_sizes"] = tuple(int(self.negatives[share].sum()) for share in shares)
+            batch["negative_sizes"] = tuple(int(share.sum()) for share in np.array_split(negatives, world))
             batch["rank"] = rank
         return [batch]
+
+    def _take(self, rows: np.ndarray) -> Texts:
+        return self.pairs.take(rows, self.max_negatives)

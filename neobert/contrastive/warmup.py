@@ -2,12 +2,13 @@
 
 The weighted mean of a text's embeddings stands for the text, so a step is one gather-and-sum instead of a transformer:
 about 2M tokens a second a CPU core, where a small transformer takes 10k. It learns which words mean alike, over all
-pairs, before the transformer sees a few of them. The parameters are the model's own, trained in place.
+pairs, before the transformer sees a few of them.
 
 The encoder ends in a norm that takes a token's length away, so afterwards ``settle`` moves the lengths into the token
 weights, which pooling applies after the norm: the encoder without its blocks then equals the trained bag.
 """
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -22,15 +23,16 @@ IDF_PAIRS = 200_000
 
 
 class BagOfEmbeddings(nn.Module):
-    """``embedder``'s encoder with everything but its embedding table (and token weights) left out.
+    """A copy of ``embedder``'s embedding table and token weights, without the rest of its encoder.
 
-    Called like the model itself: ``bag(FlatBatch, num_segments) -> [num_segments, H]``.
+    A copy, because a training may shard or move what it trains. Called like the model itself:
+    ``bag(FlatBatch, num_segments) -> [num_segments, H]``.
     """
 
     def __init__(self, embedder: EmbeddingModel) -> None:
         super().__init__()
-        self.embeddings = embedder.encoder.embeddings
-        self.token_weights = embedder.token_weights
+        self.embeddings = copy.deepcopy(embedder.encoder.embeddings)
+        self.token_weights = copy.deepcopy(embedder.token_weights)
 
     def forward(self, batch: Any, num_segments: int) -> Tensor:
         starts = batch.cu_seqlens[:-1].long()

@@ -92,6 +92,7 @@ def train(
     scratch: Path,
     stage: str,
     evaluate: Evaluate | None = None,
+    evaluate_first: bool = False,
     save_model: SaveModel | None = None,
 ) -> TrainResult:
     """Train `objective` (see `source.Objective`) on `source` for `trainer.max_steps` steps.
@@ -102,6 +103,7 @@ def train(
         stage: names the run in logs.
         evaluate: (wrapped objective, step) -> figures; called in eval mode without gradients, on every rank, every
             `trainer.eval_steps` and at the end.
+        evaluate_first: evaluate before the first step too, as step 0.
         save_model: writes a model directory from the objective's full CPU state; called with each checkpoint.
 
     Raises:
@@ -136,6 +138,8 @@ def train(
         source, step, trainer, optimizer.lr, scheduler, runtime, seed, workers, saver, recorder, evaluate, scratch
     )
     with contextlib.closing(recorder), contextlib.closing(saver):
+        if evaluate_first and start == 0:
+            loop.check(0)
         loop.run(start)
     return TrainResult(recorder.history.rows if recorder.history else [], recorder.final(), full_state(objective))
 
@@ -192,19 +196,19 @@ class _Loop:
                 samples = done * self.trainer.global_batch_size
                 row = {"step": done, "samples": samples, "epoch": samples / self.source.samples_per_epoch}
                 self.recorder.logged({**row, "lr": lr, **self.step.read_window()}, self.trainer.max_steps)
-        if self.evaluate and (last or _due(done, self.trainer.eval_steps)):
-            with self.recorder.excluded("evaluation"):
-                self.recorder.evaluated(done, self.evaluated(self.evaluate, done))
+        if last or _due(done, self.trainer.eval_steps):
+            self.check(done)
         if last or _due(done, self.runtime.save_steps) or self.saver.failed():
             self.save(done, wait=last)
 
-    def evaluated(self, evaluate: Evaluate, done: int) -> dict[str, float]:
-        """Figures of one evaluation; the random state of later steps does not depend on it."""
-        module = self.step.module.eval()
-        with torch.no_grad(), self.workers.autocast():
-            figures = evaluate(module, done)
-        module.train()
-        return figures
+    def check(self, done: int) -> None:
+        """Evaluate, where there is something to; the random state of later steps does not depend on it."""
+        if self.evaluate is None:
+            return
+        with self.recorder.excluded("evaluation"), torch.no_grad(), self.workers.autocast():
+            figures = self.evaluate(self.step.module.eval(), done)
+            self.step.module.train()
+            self.recorder.evaluated(done, figures)
 
     def save(self, done: int, wait: bool) -> None:
         """Start a checkpoint of the state after `done` steps."""

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -12,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from neobert.config.contrastive_data import ContrastiveDataConfig, PairSource
 from neobert.config.model import ModelConfig
 from neobert.contrastive.preprocess import preprocess
-from neobert.io import sha256_file
+from neobert.io import sha256_file, write_manifest
 from neobert.model.heads import MaskedLM
 from neobert.model.storage import ModelInfo, save_model
 
@@ -73,7 +74,21 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     preprocess(config, root / "tokenizer", root / "pairs", root / "cache")
     save_pretrained(root / "model", root / "tokenizer")
+    save_tokens(root / "tokens", root / "tokenizer")
     return root
+
+
+def save_tokens(directory: Path, tokenizer: Path) -> None:
+    """Pretraining text as the tokenize stage writes it: 50 documents in two shards."""
+    rng = np.random.default_rng(1)
+    for part in range(2):
+        documents = [rng.integers(7, 107, rng.integers(3, 30)).tolist() for _ in range(25)]
+        batch = pa.record_batch({"input_ids": pa.array(documents, pa.list_(pa.uint16()))})
+        path = directory / "train" / f"part-{part:05d}.arrow"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+    write_manifest(directory, {"tokenizer": {"sha256": sha256_file(tokenizer / "tokenizer.json")}})
 
 
 def save_pretrained(directory: Path, tokenizer: Path, seed: int = 0) -> None:

@@ -10,6 +10,7 @@ from neobert.config.contrastive_data import ContrastiveDataConfig, PairSource
 from neobert.contrastive.batching import Schedule
 from neobert.contrastive.pairs import Pairs
 from neobert.contrastive.preprocess import preprocess
+from neobert.contrastive.simcse import PretrainingTexts
 from neobert.contrastive.source import PairSource as Source
 from neobert.contrastive.source import collate
 from neobert.errors import PipelineError
@@ -68,6 +69,19 @@ def test_no_text_twice_in_a_batch(tmp_path, tokenizer_dir):
     assert np.mean(sizes) > 4.4
 
 
+def test_supcon_batches_may_repeat_a_query(tmp_path, tokenizer_dir):
+    rows = [{"query": f"w{i % 4} w1", "corpus": f"w{i % 11} w2 w{i}"} for i in range(40)]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = ContrastiveDataConfig(
+        sources={"s": PairSource(path=str(tmp_path / "p.jsonl"))}, decontaminate=[], validation_fraction=0.0
+    )
+    preprocess(config, tokenizer_dir, tmp_path / "pairs", tmp_path / "cache")
+    pairs = Pairs(tmp_path / "pairs", "train")
+    for repeat, longest in ((True, 8), (False, 4)):
+        schedule = Schedule(pairs, 8, {}, 1.0, seed=0, repeat_queries=repeat)
+        assert max(len(schedule.batch(step)[1]) for step in range(5)) == longest
+
+
 def test_ranks_share_the_batch(world):
     pairs = Pairs(world / "pairs", "train")
     source = Source(pairs, Schedule(pairs, 16, {}, 0.5, 0), pad_token_id=0, max_negatives=2)
@@ -77,6 +91,8 @@ def test_ranks_share_the_batch(world):
     assert sum(part["tokens"] for part in parts) == whole["tokens"]
     assert parts[0]["negative_sizes"] == parts[3]["negative_sizes"]
     assert sum(parts[0]["negative_sizes"]) == whole["negative_sizes"][0]
+    labels = pairs.labels(source.schedule.batch(2)[1])
+    assert all(part["labels"].tolist() == labels.tolist() for part in parts)
     with pytest.raises(PipelineError, match="multiple of the number of ranks"):
         source.micro_batches(0, 16, 4, 0, 2)
 
@@ -94,3 +110,31 @@ def test_collate_keeps_every_text():
             assert longest >= lengths.max()
             found += [batch["input_ids"][a:b].tolist() for a, b in pairwise(starts)][:count]
         assert [found[i] for i in batch["order"].tolist()] == [text.tolist() for text in texts]
+
+
+def test_pretraining_text_takes_its_share_of_the_steps(world):
+    pairs = Pairs(world / "pairs", "train")
+    sha = pairs.manifest["tokenizer_sha256"]
+    options = {"cls_token_id": 2, "sep_token_id": 3, "max_length": 12, "seed": 0, "tokenizer_sha256": sha}
+    texts = PretrainingTexts(world / "tokens", prob=0.3, **options)
+    taken = [texts.takes(step) for step in range(2000)]
+    assert np.mean(taken) == pytest.approx(0.3, abs=0.04)
+    source = Source(pairs, Schedule(pairs, 16, {}, 0.5, 0), pad_token_id=0, max_negatives=2, simcse=texts)
+    step = taken.index(True)
+    (batch,) = source.micro_batches(step * 16, 16, 16, 0, 1)
+    assert batch["count"] == 16
+    assert batch["negative_sizes"] == (0,)
+    starts = batch["cu_seqlens"].tolist()
+    found = [batch["input_ids"][a:b].tolist() for a, b in pairwise(starts)]
+    assert found[:16] == found[16:32]
+    assert all(text[0] == 2 and text[-1] == 3 and len(text) <= 12 for text in found)
+    assert len({tuple(text) for text in found}) == 16
+    assert texts.batch(5, 99).tolist() != sorted(texts.batch(5, 99).tolist())
+    with pytest.raises(PipelineError, match="another tokenizer"):
+        PretrainingTexts(world / "tokens", prob=0.3, **options | {"tokenizer_sha256": "x"})
+
+
+def test_a_rank_without_pairs_takes_part(world):
+    batch = collate([], 0, None, multiple=8)
+    assert batch["chunks"][0][4] == 0
+    assert len(batch["order"]) == 0

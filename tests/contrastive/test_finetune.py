@@ -13,7 +13,7 @@ from neobert.config.optimizer import OptimizerConfig
 from neobert.config.runtime import RuntimeConfig
 from neobert.config.scheduler import SchedulerConfig
 from neobert.contrastive import finetune as module
-from neobert.contrastive.finetune import finetune
+from neobert.contrastive.finetune import Places, finetune
 from neobert.errors import PipelineError
 from neobert.model.storage import load_embedding_model, load_model
 
@@ -22,9 +22,14 @@ from .conftest import save_pretrained
 RUNTIME = RuntimeConfig(save_steps=4, logging_steps=2)
 
 
+def places(world: Path, scratch: Path, model: Path | None = None) -> Places:
+    return Places(world / "pairs", model or world / "model", world / "tokens", scratch)
+
+
 def config(steps: int = 8, warmup: bool = True, **changes) -> ContrastiveConfig:
     trainer = ContrastiveTrainerConfig(global_batch_size=16, max_steps=steps, num_train_epochs=None, eval_steps=4)
     warm = EmbeddingWarmupConfig(trainer=trainer, optimizer=OptimizerConfig(lr=2e-2, weight_decay=0.0))
+    changes = {"load_best_model_at_end": False} | changes
     return ContrastiveConfig(
         token_weights="idf",
         trainer=trainer,
@@ -36,7 +41,7 @@ def config(steps: int = 8, warmup: bool = True, **changes) -> ContrastiveConfig:
 
 
 def run(world: Path, scratch: Path, cfg: ContrastiveConfig, seed: int = 1, runtime: RuntimeConfig = RUNTIME):
-    return finetune(cfg, world / "pairs", world / "model", runtime=runtime, seed=seed, scratch=scratch, world=1)
+    return finetune(cfg, places(world, scratch), runtime=runtime, seed=seed, world=1)
 
 
 def test_it_learns_and_saves_what_it_trained(world, tmp_path):
@@ -90,7 +95,7 @@ def test_grad_cache_trains_the_same(world, tmp_path):
 def test_a_wrong_start_is_refused(world, tmp_path):
     def refused(match: str, root: Path, cfg: ContrastiveConfig) -> None:
         with pytest.raises(PipelineError, match=match):
-            finetune(cfg, world / "pairs", root, runtime=RUNTIME, seed=0, scratch=tmp_path / "never", world=1)
+            finetune(cfg, places(world, tmp_path / "never", root), runtime=RUNTIME, seed=0, world=1)
 
     root = tmp_path / "model"
     save_pretrained(root, world / "tokenizer")
@@ -98,10 +103,9 @@ def test_a_wrong_start_is_refused(world, tmp_path):
     dropped = {k: v for k, v in state.items() if "layers.1.mlp" not in k}
     save_file(dropped, root / "model.safetensors")
     refused(r"missing encoder\.layers\.1\.mlp", root, config())
-    finetune(  # the explicit way to start from random weights reads no weights at all
-        config(1, warmup=False, allow_random_weights=True), world / "pairs", root,
-        runtime=RUNTIME, seed=0, scratch=tmp_path / "random", world=1,
-    )  # fmt: skip
+    # The explicit way to start from random weights reads no weights at all.
+    random = config(1, warmup=False, allow_random_weights=True)
+    finetune(random, places(world, tmp_path / "random", root), runtime=RUNTIME, seed=0, world=1)
     save_pretrained(root, world / "tokenizer")
     info = root / "tokenizer_info.json"
     info.write_text(info.read_text().replace('"tokenizer_sha256": "', '"tokenizer_sha256": "0'))
@@ -117,3 +121,48 @@ def test_random_start_follows_the_seed(world):
     assert not torch.equal(starts[0][key], starts[2][key])
     loaded = module.start_from(world / "model", pairs, dataclasses.replace(cfg, allow_random_weights=False), 1).state()
     assert torch.equal(loaded[key], load_model(world / "model")[0].state_dict()[key])
+
+
+def test_the_best_evaluation_is_kept(world, tmp_path):
+    ruinous = dataclasses.replace(
+        config(12, load_best_model_at_end=True, metric_for_best_model="mrr_at_10"),
+        optimizer=OptimizerConfig(lr=3.0, weight_decay=0.0),
+    )
+    done = run(world, tmp_path / "run", ruinous)
+    assert done.result.metrics["best_step"] == 0
+    rows = {row["step"]: row for row in done.result.history if "eval_mrr_at_10" in row}
+    assert set(rows) == {0, 4, 8, 12}
+    assert done.result.metrics["eval_mrr_at_10"] == rows[0]["eval_mrr_at_10"] > rows[12]["eval_mrr_at_10"]
+    again = run(world, tmp_path / "run", ruinous)  # finished: nothing is trained, the best is found again
+    key = "embedder.encoder.layers.0.mlp_norm.weight"
+    assert torch.equal(again.result.state_dict[key], done.result.state_dict[key])
+    assert torch.equal(done.result.state_dict[key], load_model(world / "model")[0].state_dict()[key.split(".", 1)[1]])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": "supcon"},
+        {"matryoshka_dims": [8, 16]},
+        {"pooling": "cls", "embedding_warmup": None},
+        {"pooling": "max", "embedding_warmup": None, "token_weights": "none"},
+        {"pretraining_prob": 0.5, "dropout": 0.1},
+        {"symmetric": True, "false_negative_margin": 0.1, "batch_sizes": {"small": 4}},
+    ],
+)
+def test_every_variant_trains_and_resumes(world, tmp_path, changes):
+    cfg = dataclasses.replace(config(6, warmup="embedding_warmup" not in changes), **changes)
+    whole = run(world, tmp_path / "whole", cfg)
+    assert all(torch.isfinite(torch.tensor(row["loss"])) for row in whole.result.history if "loss" in row)
+    interrupted = tmp_path / "interrupted"
+    run(world, interrupted, cfg)
+    shutil.rmtree(interrupted / "checkpoints" / "6")
+    resumed = run(world, interrupted, cfg).result.state_dict
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.result.state_dict.items())
+
+
+def test_unusable_settings_are_refused(world, tmp_path):
+    with pytest.raises(PipelineError, match=r"matryoshka_dims.*width \(32\)"):
+        run(world, tmp_path / "a", config(matryoshka_dims=[64]))
+    with pytest.raises(PipelineError, match=r"batch_sizes: 'other' is not a source; they are big, small"):
+        run(world, tmp_path / "b", config(batch_sizes={"other": 4}))

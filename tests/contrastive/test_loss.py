@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from neobert.contrastive.loss import MultipleNegativesRankingLoss
+from neobert.contrastive.loss import MatryoshkaLoss, MultipleNegativesRankingLoss, SupConLoss
 
 
 def embeddings(pairs: int, negatives: int, width: int = 16) -> list[torch.Tensor]:
@@ -29,7 +29,7 @@ def test_equals_sentence_transformers(symmetric, negatives, scale):
     # Theirs takes one column a negative; ours takes them in any order.
     columns = list(n.view(7, negatives, -1).unbind(1)) if negatives else []
     expected = theirs.compute_loss_from_embeddings([q, p, *columns], None)
-    loss, metrics = MultipleNegativesRankingLoss(scale, symmetric)(q, p, n, 0, 7)
+    loss, metrics = MultipleNegativesRankingLoss(scale, symmetric)(q, p, n, None, 0, 7)
     assert torch.allclose(loss / 7, expected, atol=1e-5)
     for ours, other in zip(gradients(loss / 7, [q, p, n]), gradients(expected, [q, p, n]), strict=False):
         assert torch.allclose(ours, other, atol=1e-5)
@@ -44,22 +44,22 @@ def test_ragged_negatives_and_margin_against_a_plain_reference():
     for i in range(5):
         kept = [c for j, c in enumerate(cosines[i]) if j == i or c <= cosines[i, i] + 0.1]
         expected += np.log(np.exp(20 * np.array(kept)).sum()) - 20 * cosines[i, i]
-    loss, _ = MultipleNegativesRankingLoss(20.0, false_negative_margin=0.1)(q, p, n, 0, 5)
+    loss, _ = MultipleNegativesRankingLoss(20.0, false_negative_margin=0.1)(q, p, n, None, 0, 5)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
-    assert expected < MultipleNegativesRankingLoss(20.0)(q, p, n, 0, 5)[0].item()
+    assert expected < MultipleNegativesRankingLoss(20.0)(q, p, n, None, 0, 5)[0].item()
 
 
 def test_parts_add_up_to_the_whole():
     q, p, n = embeddings(6, 3)
     loss = MultipleNegativesRankingLoss(20.0, symmetric=True)
-    whole = loss(q, p, n, 0, 6)[0]
-    assert torch.allclose(loss(q, p, n, 0, 2)[0] + loss(q, p, n, 2, 4)[0], whole, rtol=1e-6)
+    whole = loss(q, p, n, None, 0, 6)[0]
+    assert torch.allclose(loss(q, p, n, None, 0, 2)[0] + loss(q, p, n, None, 2, 4)[0], whole, rtol=1e-6)
 
 
 def test_ranks_in_evaluation():
     loss = MultipleNegativesRankingLoss(20.0).eval()
     q = torch.eye(4)[:3]
-    _, metrics = loss(q, q[[0, 2, 2]], q[:0], 0, 3)
+    _, metrics = loss(q, q[[0, 2, 2]], q[:0], None, 0, 3)
     # Query 1 is at right angles to all documents: they tie. Query 2 meets its document twice, which is no error.
     assert metrics["accuracy"] == 3
     assert metrics["recall_at_10"] == 3
@@ -68,6 +68,47 @@ def test_ranks_in_evaluation():
 
 def test_bf16_embeddings_are_compared_in_fp32():
     q, p, n = (x.detach().bfloat16() for x in embeddings(4, 2))
-    loss, _ = MultipleNegativesRankingLoss(20.0)(q, p, n, 0, 4)
+    loss, _ = MultipleNegativesRankingLoss(20.0)(q, p, n, None, 0, 4)
     assert loss.dtype == torch.float32
-    assert torch.allclose(loss, MultipleNegativesRankingLoss(20.0)(q.float(), p.float(), n.float(), 0, 4)[0])
+    assert torch.allclose(loss, MultipleNegativesRankingLoss(20.0)(q.float(), p.float(), n.float(), None, 0, 4)[0])
+
+
+def test_supcon_against_a_plain_reference():
+    q, p, n = embeddings(4, 3)
+    labels = torch.tensor([7, 3, 7, 5])
+    texts = torch.nn.functional.normalize(torch.cat([q, p, n]), dim=-1).double().detach()
+    classes = [*labels.tolist(), *labels.tolist(), -1, -2, -3]
+    expected = 0.0
+    for i in range(8):
+        others = [j for j in range(11) if j != i]
+        log_z = torch.logsumexp(20 * texts[i] @ texts[others].T, 0)
+        partners = [j for j in others if classes[j] == classes[i]]
+        expected -= sum(20 * texts[i] @ texts[j] - log_z for j in partners) / len(partners) / 2
+    loss, metrics = SupConLoss(20.0)(q, p, n, labels, 0, 4)
+    assert loss.item() == pytest.approx(float(expected), rel=1e-5)
+    parts = [SupConLoss(20.0)(q, p, n, labels, first, 2)[0] for first in (0, 2)]
+    assert torch.allclose(sum(parts), loss)
+    assert set(metrics) == {"accuracy"}
+
+
+def test_matryoshka_equals_sentence_transformers():
+    from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss as Theirs
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss as TheirRanking
+
+    class Embedded(torch.nn.Module):
+        """Stands for a SentenceTransformer whose features are embeddings already."""
+
+        def forward(self, features):
+            return {"sentence_embedding": features["x"]}
+
+        def get_embedding_dimension(self):
+            return 16
+
+        get_sentence_embedding_dimension = get_embedding_dimension
+
+    q, p, _ = embeddings(6, 0)
+    model = Embedded()
+    theirs = Theirs(model, TheirRanking(model), matryoshka_dims=[16, 8, 4])
+    expected = theirs([{"x": q}, {"x": p}], None)
+    loss, _ = MatryoshkaLoss(MultipleNegativesRankingLoss(20.0), [4, 8, 16])(q, p, q[:0], None, 0, 6)
+    assert torch.allclose(loss / 6, expected, atol=1e-5)

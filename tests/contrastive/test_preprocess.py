@@ -126,7 +126,7 @@ def test_shapes_scores_and_duplicates(tmp_path, tokenizer_dir):
     assert texts.positives[1].tolist() == vocabulary.encode("w7 w8").ids
     assert [len(n) for n in texts.negatives] == [1, 1, 0]
     assert pairs.hashes(0).shape == (3,)
-    assert pairs.pair_hashes()[0].tolist() == pairs.hashes(0)[:2].tolist()
+    assert pairs.labels([0, 1]).tolist() == [pairs.labels([0])[0]] * 2  # one query, two positives
     assert pairs.negative_counts().tolist() == [1, 1, 0]
     verify_manifest(out)
 
