@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 MAX_WORDS = 1_000_000
 MAX_PIECES = 500_000
 RUST_BATCH = 8192
-PROBE = 32  # a sample is one 32nd of a batch
+PROBE = 64  # a sample is one 64th of a batch
 MOSTLY_NEW = 0.5  # share of a sample's bytes in unseen pieces above which the memo cannot pay
-LONGEST_BYPASS = 64  # batches
+SHORTEST_BYPASS, LONGEST_BYPASS = 4, 64  # batches
 
 _LOCAL_NORMALIZERS = {"BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "StripAccents"}
 _LOCAL_SPLITTERS = {"BertPreTokenizer", "WhitespaceSplit", "Whitespace"}
@@ -154,7 +154,7 @@ class MemoEncoder:
             self._bypass -= 1
             return self.rust.encode(texts)
         if not self._trusted and not self._pays(texts):
-            self._bypass = self._last_bypass = min(max(2 * self._last_bypass, 1), LONGEST_BYPASS)
+            self._bypass = self._last_bypass = min(max(2 * self._last_bypass, SHORTEST_BYPASS), LONGEST_BYPASS)
             return self.rust.encode(texts)
         self._trusted, self._last_bypass = True, 0
         special = _special_documents(texts)
