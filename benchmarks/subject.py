@@ -113,7 +113,15 @@ class TrainerStep(Timed):
         mean_document: mean length of the synthetic documents.
     """
 
-    def __init__(self, name: str, params: dict[str, Any], phase: str, vocab_size: int, mean_document: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        params: dict[str, Any],
+        phase: str,
+        vocab_size: int,
+        mean_document: float,
+        distributed: DistributedConfig | None = None,
+    ) -> None:
         sections = section(params, "longer_context") if phase == "longer_context" else None
         self.packing, self.trainer, self.optimizer, self.collator = (
             getattr(sections, key) if sections else section(params, key)
@@ -121,6 +129,7 @@ class TrainerStep(Timed):
         )
         self.model_config = section(params, "model")
         self.vocab_size, self.mean_document = vocab_size, mean_document
+        self.distributed = distributed or DistributedConfig()
         self.index = 0
         super().__init__(name)
 
@@ -136,7 +145,7 @@ class TrainerStep(Timed):
             masked_logits_only=self.trainer.masked_logits_only_loss,
             accuracy=self.trainer.masked_accuracy,
         )
-        workers = Workers(DistributedConfig(), self.trainer.mixed_precision)
+        workers = Workers(self.distributed, self.trainer.mixed_precision)
         self.timing = Timing(workers.device, enabled=False)
         module, updater = assemble(self.objective, self.trainer, self.optimizer, workers)
         self.train_step = TrainStep(
@@ -145,7 +154,8 @@ class TrainerStep(Timed):
 
         def make(index: int) -> list:
             with self.timing.section("collate"):
-                return source.micro_batches(index * size, size, size, 0, 1)
+                whole = size * workers.world
+                return source.micro_batches(index * whole, whole, size, workers.rank, workers.world)
 
         self.batches = device_batches(make, range(1 << 40), workers.device, workers=1, ahead=2)
         sample = source.micro_batches(0, size, size, 0, 1)[0]

@@ -35,6 +35,18 @@ def _chunk_logits(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tenso
     return log_probabilities, labels[:, None].clamp_min(0), labels[:, None] != IGNORED
 
 
+def _minus_one_hot(probabilities: Tensor, target: Tensor) -> Tensor:
+    """`probabilities` [c, V] less 1 at each row's `target` [c, 1].
+
+    On a CPU in place, where a fresh tensor costs more than the arithmetic; elsewhere as a comparison, which fuses with
+    its neighbours and, unlike a scatter, needs no atomics.
+    """
+    if probabilities.device.type == "cpu":
+        probabilities[torch.arange(len(target)), target[:, 0]] -= 1.0
+        return probabilities
+    return probabilities - (torch.arange(probabilities.shape[1], device=target.device) == target).float()
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Sum over rows of -log softmax(hidden @ weight.T)[label]; the gradient is computed in the forward."""
 
@@ -47,8 +59,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for rows in _chunks(hidden):
             log_probabilities, target, counted = _chunk_logits(hidden[rows], weight, labels[rows])
             loss = loss - (log_probabilities.gather(1, target) * counted).sum()
-            grad = log_probabilities.exp_()  # in place: on a CPU a fresh tensor costs more than the arithmetic
-            grad = grad.scatter_add_(1, target, grad.new_full(target.shape, -1.0)).mul_(counted).to(hidden.dtype)
+            grad = _minus_one_hot(log_probabilities.exp_(), target).mul_(counted).to(hidden.dtype)
             grad_hidden[rows] = grad @ weight
             grad_weight = grad_weight + grad.T @ hidden[rows]
         ctx.save_for_backward(grad_hidden, grad_weight)

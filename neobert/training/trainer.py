@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,7 +250,10 @@ def _due(done: int, every: int | None) -> bool:
 
 
 def _set_determinism(deterministic: bool, seed: int) -> None:
+    """Seed everything, and choose between the fastest kernels and bitwise repeatable ones."""
     seed_step(seed, -1, 0)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts; else torch refuses
     torch.use_deterministic_algorithms(deterministic)
 
 
