@@ -55,7 +55,7 @@ def fields(cls: type) -> list[Field]:
     hints = typing.get_type_hints(cls, include_extras=True)
     found = []
     for field in dataclasses.fields(cls):
-        hint, notes = hints[field.name], ()
+        hint, notes = hints[field.name], list[Any]()
         if get_origin(hint) is Annotated:
             hint, *notes = get_args(hint)
         default = field.default if field.default is not dataclasses.MISSING else MISSING
@@ -134,7 +134,7 @@ def _convert(hint: Any, value: Any, key: str, problems: list[str], bounds: Bound
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return _convert_union(args, value, key, problems, bounds, hint)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return parse(hint, value, key, problems)
     if origin is list and isinstance(value, list):
         return [_convert(args[0], v, f"{key}[{i}]", problems, bounds) for i, v in enumerate(value)]

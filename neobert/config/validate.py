@@ -5,6 +5,7 @@ milliseconds.
 """
 
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ SECTIONS = {
     "pseudo_perplexity": ("pseudo_perplexity", "PseudoPerplexityConfig"),
     "runtime": ("runtime", "RuntimeConfig"),
 }
+
+
+EMBEDDED = "data/embedded/"
 
 
 def section_class(key: str) -> type:
@@ -63,4 +67,46 @@ def validate(path: str | Path = PARAMS) -> dict[str, Any]:
 
 def contradictions(sections: dict[str, Any]) -> list[str]:
     """Rules between sections; each line names both keys, their values and the rule."""
-    return []
+    return [*_lengths(sections), *_vocabulary(sections), *_embedded(sections), *_decontaminated(sections)]
+
+
+def _lengths(sections: dict[str, Any]) -> Iterator[str]:
+    limit = sections["model"].max_position_embeddings
+    lengths = {
+        "packing.max_length": sections["packing"].max_length,
+        "longer_context.packing.max_length": sections["longer_context"].packing.max_length,
+        "contrastive_data.max_query_length": sections["contrastive_data"].max_query_length,
+        "contrastive_data.max_document_length": sections["contrastive_data"].max_document_length,
+    }
+    for key, length in lengths.items():
+        if length > limit:
+            yield f"{key}: {length} must be at most model.max_position_embeddings ({limit})"
+
+
+def _vocabulary(sections: dict[str, Any]) -> Iterator[str]:
+    rows, tokenizer = sections["model"].vocab_size, sections["tokenizer"]
+    if rows is not None and tokenizer.name_or_path is None and rows < tokenizer.vocab_size:
+        yield f"model.vocab_size: {rows} must be at least tokenizer.vocab_size ({tokenizer.vocab_size}), or null"
+
+
+def _embedded(sections: dict[str, Any]) -> Iterator[str]:
+    """Pairs and tasks below data/embedded exist only for the embedded corpus."""
+    source = sections["corpus"].source
+    if source == "installed_packages":
+        return
+    paths = {f"contrastive_data.sources.{n}.path": s.path for n, s in sections["contrastive_data"].sources.items()}
+    paths |= {f"evaluation.tasks[{i}].path": task.path for i, task in enumerate(sections["evaluation"].tasks)}
+    for key, path in paths.items():
+        if path is not None and path.startswith(EMBEDDED):
+            yield f"{key}: {path} is made only with corpus.source installed_packages, not {source}; name your own"
+
+
+def _decontaminated(sections: dict[str, Any]) -> Iterator[str]:
+    """No pair may hold an evaluation task's text."""
+    cleared = [path.rstrip("/") + "/" for path in sections["contrastive_data"].decontaminate]
+    for index, task in enumerate(sections["evaluation"].tasks):
+        if not any((task.path.rstrip("/") + "/").startswith(path) for path in cleared):
+            yield (
+                f"evaluation.tasks[{index}].path: {task.path} is in no directory of contrastive_data.decontaminate "
+                f"({', '.join(cleared) or 'none'}), so training pairs may hold its texts; add it there"
+            )

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 from neobert.config.document import document, nested
 from neobert.config.load import read_params
-from neobert.config.profile import apply_profile
+from neobert.config.profile import apply_profile, merge
 from neobert.config.schema import fields
 from neobert.config.validate import SECTIONS, section_class, validate
 from neobert.errors import PipelineError
@@ -50,7 +50,11 @@ def attribute_reads() -> set[str]:
     for folder in ("neobert", "stages"):
         for path in (ROOT / folder).rglob("*.py"):
             if path.parent.name != "config":
-                found |= {n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)}
+                tree = ast.parse(path.read_text())
+                found |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+                # load(PackingConfig, "longer_context.packing")
+                texts = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+                found |= {part for text in texts if text.startswith("longer_context.") for part in text.split(".")}
     return found
 
 
@@ -94,3 +98,28 @@ def test_an_invalid_profile_leaves_params_untouched(tmp_path):
     assert path.read_bytes() == (ROOT / "params.yaml").read_bytes()
     with pytest.raises(PipelineError, match="there are bad"):
         apply_profile("missing", tmp_path, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"packing": {"max_length": 1024}},
+            r"packing\.max_length: 1024 must be at most model\.max_position_embeddings",
+        ),
+        ({"model": {"vocab_size": 512}}, r"model\.vocab_size: 512 must be at least tokenizer\.vocab_size"),
+        ({"corpus": {"source": "files", "files": ["a.txt"]}}, r"sources\.embedded\.path: .* only with corpus\.source"),
+        ({"contrastive_data": {"decontaminate": []}}, r"evaluation\.tasks\[0\]\.path: .* add it there"),
+        ({"trainer": {"mixed_precision": "fp16"}}, r"trainer\.mixed_precision: 'fp16' is not one of no, fp32, bf16"),
+        ({"traner": {}}, r"traner: unknown section"),
+        ({"seed": -1}, r"seed: -1"),
+    ],
+)
+def test_contradictions_name_both_keys(tmp_path, change, message):
+    path = tmp_path / "params.yaml"
+    params = read_params(ROOT / "params.yaml")
+    merge(params, change)
+    with open(path, "w") as handle:
+        YAML().dump(params, handle)
+    with pytest.raises(PipelineError, match=message):
+        validate(path)
