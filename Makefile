@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test check lock-check profile docs format clean-runs
+.PHONY: help install repro test check lock-check report profile docs format clean-runs
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ check: $(STAMP) ## lint, format and type check
 
 lock-check: $(STAMP) ## does dvc.lock match code, params and data?
 	python -m stages.lock_check
+
+report: $(STAMP) ## write reports/index.html, one page of the last run
+	@$(BIN)/python -m stages.report
 
 profile: $(STAMP) ## write a profile into params.yaml: make profile NAME=neobert-250m
 	@test -n "$(NAME)" || { echo "error: say which: make profile NAME=neobert-250m; there are: $$(ls profiles | sed 's/.yaml//' | tr '\n' ' ')"; exit 1; }
