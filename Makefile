@@ -22,6 +22,7 @@ $(STAMP): requirements.lock
 
 repro: $(STAMP) ## run the whole pipeline (dvc repro) and print its table
 	dvc repro
+	@python -m stages.report
 	@python -m stages.summary
 
 test: $(STAMP) ## run the test suite
@@ -36,7 +37,7 @@ lock-check: $(STAMP) ## does dvc.lock match code, params and data?
 	python -m stages.lock_check
 
 report: $(STAMP) ## write reports/index.html, one page of the last run
-	@$(BIN)/python -m stages.report
+	@python -m stages.report
 
 profile: $(STAMP) ## write a profile into params.yaml: make profile NAME=neobert-250m
 	@test -n "$(NAME)" || { echo "error: say which: make profile NAME=neobert-250m; there are: $$(ls profiles | sed 's/.yaml//' | tr '\n' ' ')"; exit 1; }
