@@ -18,6 +18,7 @@ from neobert.errors import PipelineError
 from neobert.packing.mixture import choose_documents
 from neobert.packing.order import hash_stream
 from neobert.packing.plan import Plan, plan_rows, split_documents
+from neobert.packing.shards import view
 
 # What stands between pieces: offsets into the head of the token buffer, and how many ids.
 HEAD = ("cls", "sep", "cls", "sep", "pad")  # the lists are: CLS | SEP CLS | SEP | PAD
@@ -31,8 +32,8 @@ def read_tokens(path: str | Path, head: Sequence[int] = ()) -> tuple[np.ndarray,
         reader = pa.ipc.open_stream(source)
         kind = reader.schema.field("input_ids").type.value_type.to_pandas_dtype()
         columns = [batch.column(0) for batch in reader]
-        lengths = [column.value_lengths().to_numpy() for column in columns]
-        flat = np.concatenate([np.array(head, kind), *(column.flatten().to_numpy() for column in columns)])
+        lengths = [np.diff(view(column.offsets)) for column in columns]
+        flat = np.concatenate([np.array(head, kind), *(view(column.flatten()) for column in columns)])
         return flat, np.concatenate([np.empty(0, np.int64), *lengths]).astype(np.int64)
 
 
