@@ -3,9 +3,9 @@
 ``python -m benchmarks.loader`` writes a shard of random rows (1024 tokens, segments of mean 318) and reads it in the
 training's row order, 64 rows at a time, into int32 ids and cumulative segment lengths: by
 ``neobert.packing.shards.PackedDataset`` (`mtok_s`) and by ``datasets.Dataset.from_file(...).with_format("torch")``
-with the same indices (`ratio_datasets_torch`), both on one thread and in CPU-seconds. The file is in the page cache for both. `seek_ms` is what a resumed run
-waits for in a fresh process after its imports: opening the data set, the order at a random position, and the first 64
-rows, by wall clock, the median of five processes.
+with the same indices (`ratio_datasets_torch`), both on one thread, in CPU-seconds, from the page cache. `seek_ms` is
+what a resumed run waits for in a fresh process after its imports: opening the data set, the order at a random position,
+and the first 64 rows, by wall clock, the median of five processes.
 
 The last line is one JSON object.
 """
