@@ -54,7 +54,7 @@ def prepare(args: argparse.Namespace, work: Path) -> dict[str, float]:
     from neobert.config.model import ModelConfig
     from neobert.contrastive.pairs import write_pairs
     from neobert.contrastive.tokens import add_tokens, load_tokenizer
-    from neobert.export.export import build_embedder, write_directory
+    from neobert.export.export import build_embedder, choose_layout, write_directory
     from neobert.io import sha256_file, write_manifest
     from neobert.model.heads import MaskedLM
     from neobert.model.storage import EmbeddingInfo, ModelInfo, load_model, save_model
@@ -77,7 +77,9 @@ def prepare(args: argparse.Namespace, work: Path) -> dict[str, float]:
     save_model(work / "model", MaskedLM(config, rows, tokenizer.pad_token_id).state_dict(), info, args.tokenizer)
     model, info, extra = load_model(work / "model")
     (work / "export").mkdir()
-    write_directory(work / "export", work / "model", model, build_embedder(model, info, extra), info, ExportConfig())
+    export = ExportConfig()
+    embedder = build_embedder(model, info, extra)
+    write_directory(work / "export", work / "model", model, embedder, info, export, choose_layout(export, info))
     pairs = pl.read_parquet(args.pairs).select("query", "corpus").sample(fraction=1.0, shuffle=True, seed=0)
     pairs = pairs.head(args.max_pairs).with_columns(
         negatives=pl.lit([], dtype=pl.List(pl.String)), source=pl.lit("embedded"), kind=pl.lit("")

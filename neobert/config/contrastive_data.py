@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 from neobert.config.schema import Bounds
 
@@ -78,6 +78,33 @@ class Prompts:
     document: Annotated[str, "Put before a document."] = ""
 
 
+@dataclass(frozen=True)
+class MiningConfig:
+    """Hard negatives found by a retriever among the other pairs' documents of the same source and kind."""
+
+    method: Annotated[Literal["bm25", "encoder"], "Rank documents by BM25, or by an embedding model."] = "bm25"
+    model: Annotated[
+        str | None,
+        "Model directory of the encoder, below data/raw (where DVC tracks it): a copy of models/contrastive.",
+    ] = None
+    num_negatives: Annotated[int, "Pairs with fewer negatives get more, up to this many.", Bounds(ge=1)] = 4
+    range_min: Annotated[int, "Ranks before this one are passed over.", Bounds(ge=0)] = 0
+    range_max: Annotated[int, "Ranks from this one on are not looked at.", Bounds(ge=1)] = 50
+    relative_margin: Annotated[
+        float | None,
+        "Pass over documents that score above (1 - this) of the positive's score; null takes them too.",
+        Bounds(ge=0, lt=1),
+    ] = 0.05
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if (self.method == "encoder") != (self.model is not None):
+            yield "model", f"belongs to method encoder, and that needs it; method is {self.method}"
+        elif self.model is not None and not self.model.startswith("data/raw/"):
+            yield "model", "must lie below data/raw, so that DVC sees when it changes"
+        if self.range_max <= self.range_min:
+            yield "range_max", f"must be more than range_min ({self.range_min})"
+
+
 def _embedded() -> dict[str, PairSource]:
     return {"embedded": PairSource(path="data/embedded/pairs.parquet", kind="kind")}
 
@@ -99,6 +126,7 @@ class ContrastiveDataConfig:
     decontaminate: Annotated[
         list[str], "Directories of evaluation sets; a pair with a text that occurs there is dropped."
     ] = field(default_factory=lambda: ["data/embedded/tasks"])
+    mine_negatives: Annotated[MiningConfig | None, "Find hard negatives for the training pairs; null does not."] = None
     prompts: Annotated[Prompts, "Prompts of the embedding model."] = Prompts()
 
     def problems(self) -> Iterator[tuple[str, str]]:

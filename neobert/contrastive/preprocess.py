@@ -16,6 +16,7 @@ import polars as pl
 
 from neobert.config.contrastive_data import ContrastiveDataConfig, PairSource
 from neobert.contrastive.decontaminate import contaminated, evaluation_texts, normalised
+from neobert.contrastive.mining import mine
 from neobert.contrastive.pairs import write_pairs, write_parquet
 from neobert.contrastive.schema import shape_of, validate
 from neobert.contrastive.sources import identity, read_tables
@@ -189,6 +190,9 @@ def preprocess(config: ContrastiveDataConfig, tokenizer_dir: Path, out: Path, ca
         count |= {"contaminated": dropped, "train": kept, "validation": held_out}
     if not train.height:
         raise PipelineError(f"contrastive_data: no training pair is left of {counts}; add sources or pairs")
+    mined = 0
+    if config.mine_negatives is not None:
+        train, mined = mine(train, config.mine_negatives, sha256_file(tokenizer_dir / "tokenizer.json"))
     groups = clean.select("source", "kind").unique().sort("source", "kind").rows()
     files = write_pairs(out / "train", train, groups) | write_pairs(out / "validation", validation, groups)
     write_manifest(
@@ -203,4 +207,5 @@ def preprocess(config: ContrastiveDataConfig, tokenizer_dir: Path, out: Path, ca
         },
     )
     keys = ("rows", "bad", "duplicates", "contaminated", "train", "validation")
-    return {"sources": counts, "total": {key: sum(c[key] for c in counts.values()) for key in keys}}
+    total = {key: sum(c[key] for c in counts.values()) for key in keys}
+    return {"sources": counts, "total": {**total, "mined_negatives": mined}}
