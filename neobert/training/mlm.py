@@ -113,6 +113,8 @@ class MlmSource:
             table=self.table,
         )
         masked.labels[counted if counted is not None else len(rows) :] = IGNORED
+        if self.collator.join_segments:
+            seq_lengths = [row.sum(keepdims=True) for row in seq_lengths]
         return flat_batch(masked.input_ids, seq_lengths, masked.columns, masked.labels)
 
     def fixed(self, rows: np.ndarray, size: int) -> Batch:

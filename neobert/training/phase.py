@@ -35,7 +35,9 @@ from neobert.training.objective import PretrainModel
 from neobert.training.prefetch import move
 from neobert.training.reports import write_reports
 from neobert.training.scratch import runs_dir
+from neobert.training.source import BatchSource
 from neobert.training.trainer import Evaluate, train
+from neobert.training.unpacked import UnpackedSource
 
 log = logging.getLogger(__name__)
 EVAL_SPLITS = ("validation", "eval", "test", "dev")
@@ -103,7 +105,7 @@ class Phase:
             metrics = {**result.metrics, "packing_difference": difference}
             write_reports(self.reports, dataclasses.replace(result, metrics=metrics), self.stage)
 
-    def _gate(self, model: MaskedLM, source: MlmSource) -> float:
+    def _gate(self, model: MaskedLM, source: BatchSource) -> float:
         """Compare packed with unpacked on the first real batch, on the device and in the precision of the run."""
         device = local_device()
         first = move(source.micro_batches(0, size := self.trainer.per_device_train_batch_size, size, 0, 1)[0], device)
@@ -114,13 +116,17 @@ class Phase:
     def _open(self, split: str) -> PackedDataset:
         return PackedDataset(self.packed / split, verified=runs_dir() / "verified")
 
-    def _sources(self, data: PackedDataset) -> tuple[MlmSource, Evaluate | None]:
+    def _sources(self, data: PackedDataset) -> tuple[BatchSource, Evaluate | None]:
         """Training batches, and the evaluation that `dataset.*` asks for."""
         _, tokenizer = open_tokenizer(self.tokenizer)
         ids = [getattr(tokenizer, f"{role}_token_id") for role in ("pad", "unk", "cls", "sep", "mask")]
         table = MaskTable.of(tokenizer.mask_token_id, ids, tokenizer.vocab_size)
         held_out, first_row = self._held_out(data)
-        source = MlmSource(data, self.collator, table, self.seed, first_row, self._weighted(data, first_row))
+        source: MlmSource | UnpackedSource
+        if self.collator.pack_sequences:
+            source = MlmSource(data, self.collator, table, self.seed, first_row, self._weighted(data, first_row))
+        else:
+            source = UnpackedSource(data, self.collator, table, self.seed, tokenizer.pad_token_id, first_row)
         if held_out is None:
             return source, None
         size, most = self.trainer.per_device_train_batch_size, self.trainer.eval_max_batches
@@ -129,13 +135,17 @@ class Phase:
         log.info(
             "%s: %d rows of %d tokens, evaluated on %d", self.stage, data.rows - first_row, data.max_length, len(rows)
         )
-        evaluated = MlmSource(held_out, self.collator, table, self.seed)
+        # Held-out rows are always packed with boundaries, so that the ablations are measured alike.
+        collator = dataclasses.replace(self.collator, pack_sequences=True, join_segments=False)
+        evaluated = MlmSource(held_out, collator, table, self.seed)
         return source, evaluator(evaluated, groups_of(rows, held_out.sources), size)
 
     def _weighted(self, data: PackedDataset, first_row: int) -> WeightedOrder | None:
         """The order that `dataset.sampling_probs` asks for, if any; the log says how often each source is read."""
         if self.dataset.sampling_probs is None:
             return None
+        if not self.collator.pack_sequences:
+            raise PipelineError("dataset.sampling_probs draws packed rows; it needs datacollator.pack_sequences: true")
         kept = {
             name: [(max(first, first_row), stop) for first, stop in ranges if stop > first_row]
             for name, ranges in data.sources.items()

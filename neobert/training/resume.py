@@ -19,7 +19,7 @@ import torch
 
 from neobert.config.scheduler import SchedulerConfig
 from neobert.errors import PipelineError
-from neobert.io import read_json
+from neobert.io import MANIFEST, read_json
 from neobert.training.checkpoint import SafeReader, load_tensors, read_state, steps_in
 from neobert.training.schedule import extends
 from neobert.training.step import TrainStep
@@ -121,6 +121,14 @@ def choose(
     return path, read_state(path)
 
 
+def discard_after(directory: Path, step: int) -> None:
+    """Remove checkpoints beyond `step`: damaged ones, or of a course that the run now leaves."""
+    for later in (s for s in steps_in(directory) if s > step):
+        log.warning("removing %s: the run goes on from step %d", directory / str(later), step)
+        (directory / str(later) / MANIFEST).unlink()  # first, so that a removal cut short looks like one
+        shutil.rmtree(directory / str(later))
+
+
 def restore(
     step: TrainStep, scratch: Path, stage: str, setting: str | int | bool, scheduler: SchedulerConfig, max_steps: int
 ) -> int:
@@ -131,6 +139,8 @@ def restore(
     """
     workers = step.workers
     chosen = choose(setting, scratch, stage, scheduler, max_steps) if workers.is_main else None
+    if workers.is_main:
+        discard_after(scratch / CHECKPOINTS, chosen[1]["step"] if chosen else 0)
     chosen = workers.from_main(chosen)
     if chosen is None:
         return 0

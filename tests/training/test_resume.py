@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from neobert.errors import PipelineError
-from neobert.io import read_json, write_json, write_manifest
+from neobert.io import read_json, verify_manifest, write_json, write_manifest
 from neobert.training.signals import Preempted
 from tests.training import tiny
 
@@ -90,6 +90,7 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(tmp_path, damage, caplog):
     assert "DAMAGED CHECKPOINT passed over" in caplog.text
     assert "checkpoints/8" in caplog.text
     assert tiny.same_state(undisturbed.state_dict, resumed.state_dict)
+    verify_manifest(newest)  # the damaged one was made anew
 
 
 def test_a_damaged_checkpoint_asked_for_by_name_is_an_error(tmp_path):

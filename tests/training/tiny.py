@@ -50,6 +50,9 @@ class MemoryRows:
                 used += length
             self.lengths.append(np.array(lengths, np.int32))
 
+    def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.ids[index], self.lengths[index]
+
     def take(self, indices: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         return self.ids[indices], [self.lengths[i] for i in indices]
 
