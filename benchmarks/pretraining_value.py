@@ -1,0 +1,76 @@
+"""What pretraining is worth: the same fine-tuning from the pretrained encoder and from random weights, over seeds.
+
+    python -m benchmarks.pretraining_value [--seeds 3] [--skip-warmup]
+
+Runs the contrastive stage's own code with params.yaml's settings on data/pairs, from models/long_context, and scores
+each result on the local retrieval tasks. `--skip-warmup` leaves out the embedding warm-up, so that all that is learnt
+is learnt through the transformer. Needs `dvc repro contrastive_preprocess longer_context` first. Prints a table (mean
+and standard deviation over seeds), then one JSON object as its last line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from neobert.config.contrastive import ContrastiveConfig
+from neobert.config.evaluation import EvaluationConfig
+from neobert.config.load import load
+from neobert.config.runtime import RuntimeConfig
+from neobert.contrastive.finetune import Places, finetune
+from neobert.evaluation.local_tasks import local_task
+from neobert.evaluation.models import EncodeSettings, open_model
+from neobert.evaluation.run import Scores, run_tasks
+
+STARTS = {"pretrained": False, "random weights": True}
+
+
+def scores_of(config: ContrastiveConfig, seed: int, evaluation: EvaluationConfig) -> dict[str, float]:
+    """Fine-tune with `seed` and score the result on the local retrieval tasks."""
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        places = Places(Path("data/pairs"), Path("models/long_context"), Path("data/tokens"), scratch)
+        runtime = dataclasses.replace(load(RuntimeConfig, "runtime"), save_steps=None, logging_steps=50)
+        done = finetune(config, places, runtime=runtime, seed=seed, world=1)
+        done.start.save(scratch / "model", done.result.state_dict)
+        model = open_model(str(scratch / "model"), "model", EncodeSettings.of(evaluation))
+        scores = Scores()
+        tasks = [local_task(task) for task in evaluation.tasks if task.type == "retrieval"]
+        run_tasks(scores, "model", model, tasks, batch_size=evaluation.mteb_batch_size)
+    scores.require_success()
+    return scores.by_model["model"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--skip-warmup", action="store_true")
+    args = parser.parse_args()
+    evaluation = load(EvaluationConfig, "evaluation")
+    config = load(ContrastiveConfig, "contrastive")
+    if args.skip_warmup:
+        config = dataclasses.replace(config, embedding_warmup=None)
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in STARTS}
+    for seed in range(args.seeds):
+        for name, allow in STARTS.items():
+            start = dataclasses.replace(config, allow_random_weights=allow)
+            results[name].append(scores_of(start, seed, evaluation))
+            print(f"seed {seed}, {name}: {results[name][-1]}", file=sys.stderr)
+    print(f"| task | {' | '.join(STARTS)} |\n|---|{'---:|' * len(STARTS)}")
+    for task in results["pretrained"][0]:
+        values = [[scores[task] for scores in results[name]] for name in STARTS]
+        print(
+            f"| {task} | " + " | ".join(f"{statistics.mean(v):.3f} ± {statistics.pstdev(v):.3f}" for v in values) + " |"
+        )
+    print(
+        json.dumps({"command": "python -m benchmarks.pretraining_value " + " ".join(sys.argv[1:]), "results": results})
+    )
+
+
+if __name__ == "__main__":
+    main()
