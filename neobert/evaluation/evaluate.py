@@ -107,7 +107,7 @@ def check_prompts(config: EvaluationConfig, named: list[str]) -> None:
 
 def sample_texts(tasks: list[AbsTask]) -> list[str]:
     """Texts for the check of the export: some of each task, short and long, and one empty text."""
-    texts = ["", "A sentence, so that there is one where no local task is declared."]
+    texts = ["", "The quick brown fox jumps over the lazy dog (0123456789): sphinx of black quartz, judge my vow!"]
     each = max(1, SAMPLE // max(len(tasks), 1) // 2)
     for task in tasks:
         column = sorted(_texts(task), key=len)

@@ -43,6 +43,8 @@ def summarise(by_model: dict[str, dict[str, float]], tasks: Sequence[TaskRow], h
 
 def table(by_model: dict[str, dict[str, float]], tasks: Sequence[TaskRow]) -> str:
     """The scores as a Markdown table: a row a task, a column a model, the best of a row in bold."""
+    if not tasks:
+        return "No task is declared in evaluation.tasks, evaluation.mteb_tasks or evaluation.benchmarks.\n"
     labels = list(by_model)
     lines = ["| task | metric | " + " | ".join(labels) + " |", "|---|---|" + "---:|" * len(labels)]
     for task in tasks:
@@ -73,7 +75,8 @@ def chart(path: Path, by_model: dict[str, dict[str, float]], tasks: Sequence[Tas
     axes.invert_yaxis()
     axes.set_xlabel("score (higher is better)")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=min(len(labels), 5), frameon=False, fontsize=8)
+    if labels:
+        figure.legend(loc="outside upper center", ncols=min(len(labels), 5), frameon=False, fontsize=8)
     with atomic_path(path) as temporary:
         # Without the version of the library, so that equal scores are equal bytes.
         figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})

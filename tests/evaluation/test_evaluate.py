@@ -13,6 +13,7 @@ from neobert.errors import PipelineError
 from neobert.evaluation import evaluate as evaluation
 from neobert.evaluation import named_tasks
 from neobert.evaluation.evaluate import ModelPaths, evaluate
+from neobert.evaluation.report import write_reports
 from stages import evaluate as stage
 from tests.evaluation.conftest import make_model, make_tokenizer, sentences
 from tests.evaluation.test_export_hop import write_export
@@ -120,6 +121,16 @@ def test_stage_writes_its_reports_and_leaves_nothing_stale(workspace):
     assert "| find | ndcg_at_10 |" in files[workspace / "reports" / "results.md"].decode()
     stage.main()
     assert files == {p: p.read_bytes() for p in (workspace / "reports").rglob("*") if p.is_file()}
+
+
+def test_without_any_task_the_export_is_still_checked(workspace):
+    scores, rows = evaluate(EvaluationConfig(), stage.PATHS, seed=1)
+    write_reports(workspace / "reports", scores.by_model, rows, None)
+    assert json.loads((workspace / "reports" / "summary.json").read_text()) == {}
+    assert "No task is declared" in (workspace / "reports" / "results.md").read_text()
+    swap_two_rows(workspace / "models" / "export" / "model.safetensors")
+    with pytest.raises(PipelineError, match="differ from the trained model"):
+        evaluate(EvaluationConfig(), stage.PATHS, seed=1)
 
 
 def test_the_request_is_checked_before_any_work(workspace, monkeypatch):
