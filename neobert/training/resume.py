@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from neobert.config.scheduler import SchedulerConfig
 from neobert.errors import PipelineError
 from neobert.io import MANIFEST, read_json
-from neobert.training.checkpoint import SafeReader, load_tensors, read_state, steps_in
+from neobert.training.checkpoint import SafeReader, compare, load_tensors, read_state, steps_in
 from neobert.training.schedule import extends
 from neobert.training.step import TrainStep
 
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 RUN = "run.json"
 CHECKPOINTS = "checkpoints"
 HISTORY = "history.jsonl"
+WINDOW = "window."
 
 
 def differences(mine: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -90,10 +92,29 @@ def _extensible(scratch: Path, stage: str, scheduler: SchedulerConfig, max_steps
             break
 
 
+def _fits(path: Path, state: dict[str, Tensor]) -> bool:
+    """Whether a checkpoint has this model's and optimizer's tensors; says why not."""
+    try:
+        stored = {key: entry for key, entry in SafeReader(path).entries().items() if not key.startswith(WINDOW)}
+        compare(path, stored, {key: value for key, value in state.items() if not key.startswith(WINDOW)})
+    except PipelineError as error:
+        log.warning("not continued: %s", error)
+        return False
+    return True
+
+
 def choose(
-    setting: str | int | bool, scratch: Path, stage: str, scheduler: SchedulerConfig, max_steps: int
+    setting: str | int | bool,
+    scratch: Path,
+    stage: str,
+    scheduler: SchedulerConfig,
+    max_steps: int,
+    state: dict[str, Tensor],
 ) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint to resume from and its host counters, verified; None to start anew.
+
+    Args:
+        state: the tensors it must fit, where "latest" has a choice.
 
     Raises:
         PipelineError: the one asked for by step or path is not there or damaged.
@@ -104,8 +125,10 @@ def choose(
     if setting == "auto":
         return _valid(_newest_first(scratch)) or _valid(list(_extensible(scratch, stage, scheduler, max_steps)))
     if setting == "latest":
-        runs = [scratch, *siblings(scratch, stage)]
-        chosen = _valid([path for run in runs for path in _newest_first(run)])
+        others = [path for run in siblings(scratch, stage) for path in _newest_first(run)]
+        # A run that has already come this far has nothing to go on with; its model would only be handed through.
+        others = [path for path in others if int(path.name) < max_steps]
+        chosen = _valid([path for path in [*_newest_first(scratch), *others] if _fits(path, state)])
         if chosen is not None and chosen[0].parent.parent != scratch:
             run = chosen[0].parent.parent
             changed = differences(_described(scratch), _described(run))
@@ -137,8 +160,8 @@ def restore(
     Raises:
         PipelineError: as `choose`, or the checkpoint does not fit the model, or lies beyond max_steps.
     """
-    workers = step.workers
-    chosen = choose(setting, scratch, stage, scheduler, max_steps) if workers.is_main else None
+    workers, state = step.workers, step.state()
+    chosen = choose(setting, scratch, stage, scheduler, max_steps, state) if workers.is_main else None
     if workers.is_main:
         discard_after(scratch / CHECKPOINTS, chosen[1]["step"] if chosen else 0)
     chosen = workers.from_main(chosen)
@@ -147,11 +170,9 @@ def restore(
     path, counters = chosen
     if counters["step"] > max_steps:
         raise PipelineError(f"trainer.max_steps ({max_steps}) is less than {path}'s step ({counters['step']})")
-    state = step.state()
-    stored = SafeReader(path).entries()
-    for key in stored.keys() - state.keys():
-        if key.startswith("window."):  # the objective's own metrics are known only after a first step
-            state[key] = step.window[key.removeprefix("window.")] = torch.zeros_like(step.window["loss"])
+    for key in SafeReader(path).entries().keys() - state.keys():
+        if key.startswith(WINDOW):  # the objective's own metrics are known only after a first step
+            state[key] = step.window[key.removeprefix(WINDOW)] = torch.zeros_like(step.window["loss"])
     load_tensors(path, state, workers)
     elsewhere = path.parent.parent / HISTORY
     if workers.is_main and elsewhere.is_file() and elsewhere != scratch / HISTORY:

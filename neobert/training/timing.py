@@ -36,11 +36,6 @@ class Timing:
             return _NOTHING
         return self._device(name) if self.on_gpu and name not in HOST_SECTIONS else self._host(name)
 
-    def add(self, name: str, seconds: float) -> None:
-        """Add a duration measured elsewhere (the prefetch thread's collating)."""
-        if self.enabled:
-            self._seconds[name].append(seconds)
-
     @contextlib.contextmanager
     def _host(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
@@ -57,13 +52,15 @@ class Timing:
 
     def report(self) -> dict[str, dict[str, float]]:
         """{section: {p50_ms, p95_ms, average_ms (moving over reports), total_ms, calls}}; starts anew."""
-        if self._events:
+        # Swapped, not cleared: the prefetching thread may add to them at any moment.
+        seconds_of, self._seconds = self._seconds, defaultdict(list)
+        events_of, self._events = self._events, defaultdict(list)
+        if events_of:
             torch.cuda.synchronize()
-            for name, pairs in self._events.items():
-                self._seconds[name] += [start.elapsed_time(end) / 1e3 for start, end in pairs]
-            self._events.clear()
+        for name, pairs in list(events_of.items()):
+            seconds_of[name] += [start.elapsed_time(end) / 1e3 for start, end in pairs]
         figures = {}
-        for name, seconds in self._seconds.items():
+        for name, seconds in list(seconds_of.items()):
             milliseconds = np.asarray(seconds) * 1e3
             mean = float(milliseconds.mean())
             self._average[name] = mean + (1 - SMOOTHING) * (self._average.get(name, mean) - mean)
@@ -74,5 +71,4 @@ class Timing:
                 "total_ms": float(milliseconds.sum()),
                 "calls": len(seconds),
             }
-        self._seconds.clear()
         return figures

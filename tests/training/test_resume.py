@@ -158,17 +158,31 @@ def test_auto_goes_on_with_more_steps_only_where_the_schedule_allows_it(tmp_path
 
 
 def test_latest_crosses_code_edits_and_says_so(tmp_path, caplog):
+    undisturbed = tiny.run(tmp_path / "reference")
     (tmp_path / "tiny-old").mkdir()
     described(tmp_path / "tiny-old", trainer={"max_steps": 12}, optimizer={"lr": 1})
-    undisturbed = tiny.run(tmp_path / "tiny-old")
+    with pytest.raises(Preempted):
+        tiny.run(tmp_path / "tiny-old", source=Interrupting(5), runtime={"num_workers": 0})
+    (tmp_path / "tiny-wider").mkdir()
+    tiny.run(tmp_path / "tiny-wider", {"max_steps": 2}, model={"hidden_size": 32})
     (tmp_path / "tiny-new").mkdir()
     described(tmp_path / "tiny-new", trainer={"max_steps": 12}, optimizer={"lr": 2})
     result = tiny.run(tmp_path / "tiny-new", runtime={"resume_from_checkpoint": "latest"})
+    assert "not continued: " in caplog.text, "the newest one is another model's"
     assert "RESUMING ANOTHER RUN" in caplog.text
     assert "params.optimizer.lr" in caplog.text
     assert tiny.same_state(undisturbed.state_dict, result.state_dict)
     assert result.history == undisturbed.history
     assert result.metrics == undisturbed.metrics
+
+
+def test_latest_does_not_hand_a_finished_run_through(tmp_path):
+    (tmp_path / "tiny-old.complete").mkdir()
+    finished = tiny.run(tmp_path / "tiny-old.complete")
+    (tmp_path / "tiny-new").mkdir()
+    again = tiny.run(tmp_path / "tiny-new", {"max_steps": 8}, {"resume_from_checkpoint": "latest"})
+    assert [row["step"] for row in again.history] == [2, 4, 6, 8]
+    assert again.history[0]["lr"] == finished.history[0]["lr"]
 
 
 def test_auto_names_an_interrupted_run_of_other_params_and_leaves_it(tmp_path, caplog):
