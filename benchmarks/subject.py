@@ -28,7 +28,7 @@ from neobert.training.distributed import Workers
 from neobert.training.masking import MaskTable
 from neobert.training.mlm import MlmSource
 from neobert.training.objective import PretrainModel
-from neobert.training.prefetch import device_batches
+from neobert.training.prefetch import DeviceBatches
 from neobert.training.step import TrainStep, seed_step
 from neobert.training.timing import Timing
 from neobert.training.trainer import assemble
@@ -157,7 +157,7 @@ class TrainerStep(Timed):
                 whole = size * workers.world
                 return source.micro_batches(index * whole, whole, size, workers.rank, workers.world)
 
-        self.batches = device_batches(make, range(1 << 40), workers.device, workers=1, ahead=2)
+        self.batches = DeviceBatches(make, range(1 << 40), workers.device, workers=1, ahead=2)
         sample = source.micro_batches(0, size, size, 0, 1)[0]
         self.segments = len(sample["cu_seqlens"]) - 1
         self.tokens = sample["tokens"]

@@ -40,8 +40,18 @@ class RuntimeConfig:
         str | int | bool,
         "auto: this very run; latest: the stage's newest compatible one; a path or step; false: start anew.",
     ] = "auto"
-    num_workers: Annotated[int, "Threads that make batches; 0 makes them in line.", Bounds(ge=0)] = 1
-    prefetch_factor: Annotated[int, "Steps whose batches each thread makes ahead.", Bounds(ge=1)] = 2
+    num_workers: Annotated[
+        int | None, "Threads that make batches; 0 makes them in line; null follows from the cores.", Bounds(ge=0)
+    ] = None
+    prefetch_factor: Annotated[int | None, "Steps whose batches each thread makes ahead; null is 2.", Bounds(ge=1)] = (
+        None
+    )
+    pin_memory: Annotated[
+        bool | None, "Copy batches to a GPU from pinned memory, without waiting; null does where there is a GPU."
+    ] = None
+    persistent_workers: Annotated[
+        bool | None, "Keep threads, and the batches they hold, through evaluations; null does where there are threads."
+    ] = None
     timing: Annotated[bool, "Measure where the time of each step goes, and log and record it."] = False
     distributed: Annotated[DistributedConfig, "How the run is spread over devices."] = field(
         default_factory=DistributedConfig

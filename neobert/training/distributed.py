@@ -83,6 +83,11 @@ class Workers:
         return f"cpu ({torch.get_num_threads()} threads)"
 
     @property
+    def ranks_on_host(self) -> int:
+        """Processes of this run that share the host's cores."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+    @property
     def is_main(self) -> bool:
         """Whether this rank writes logs and files."""
         return self.rank == 0

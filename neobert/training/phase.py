@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from neobert.model.batch import FlatBatch
 from neobert.model.gate import packing_gate
 from neobert.model.heads import MaskedLM
 from neobert.model.storage import ModelInfo, save_model
+from neobert.packing.loader import advise_on_shards
 from neobert.packing.sampling import WeightedOrder
 from neobert.packing.shards import PackedDataset
 from neobert.tokenization.tokenizer import open_tokenizer
@@ -73,6 +75,7 @@ class Phase:
             PipelineError: data, tokenizer and model do not belong together, or as `train`.
         """
         data = self._open("train")
+        advise_on_shards(len(data.manifest["files"]), int(os.environ.get("WORLD_SIZE", "1")))
         info = dataclasses.replace(info, max_length=data.max_length)
         check_fit(self.stage, data, info)
         preflight.check([self.out, self.reports], scratch, model, self.runtime)

@@ -25,6 +25,7 @@ from neobert.config.scheduler import SchedulerConfig
 from neobert.config.trainer import LoopConfig
 from neobert.errors import PipelineError
 from neobert.model.encoder import Encoder
+from neobert.packing.loader import loader_settings
 from neobert.training import resume
 from neobert.training.checkpoint import Checkpointer
 from neobert.training.distributed import Workers
@@ -32,7 +33,7 @@ from neobert.training.host import keep_freed_memory
 from neobert.training.model_checkpoint import SaveModel, full_state, model_writer
 from neobert.training.numerics import SkipWatch
 from neobert.training.optimizer import build_optimizer
-from neobert.training.prefetch import device_batches
+from neobert.training.prefetch import DeviceBatches
 from neobert.training.record import Recorder
 from neobert.training.schedule import multiplier
 from neobert.training.scratch import PREEMPTED
@@ -166,9 +167,15 @@ class _Loop:
         """Steps `start` to `max_steps`."""
         steps = range(start, self.trainer.max_steps)
         watch = SkipWatch(self.trainer.max_skipped_steps, self.step.window["skipped_in_row"])
-        ready = device_batches(
-            self.batches, steps, self.workers.device, self.runtime.num_workers, self.runtime.prefetch_factor
+        loader = loader_settings(
+            self.runtime.num_workers,
+            self.runtime.prefetch_factor,
+            self.runtime.pin_memory,
+            self.runtime.persistent_workers,
+            gpu=self.workers.device.type == "cuda",
+            ranks_on_host=self.workers.ranks_on_host,
         )
+        ready = DeviceBatches(self.batches, steps, self.workers.device, loader.workers, loader.ahead, loader.pin)
         with StopRequest(self.workers) as stop, contextlib.closing(ready):
             for index in steps:
                 with self.step.timing.section("data_wait"):
@@ -179,6 +186,8 @@ class _Loop:
                     self.stop(index, stop)
                 self.recorder.stepped(batches, self.step.objective)
                 # Nothing above waits for the device; what follows may, and rarely runs.
+                if not loader.persistent and self.evaluation_due(index + 1):
+                    ready.pause()
                 self.after(index + 1, lr)
                 if watch.too_many(index + 1):
                     self.give_up(index, batches)
@@ -197,10 +206,14 @@ class _Loop:
                 samples = done * self.trainer.global_batch_size
                 row = {"step": done, "samples": samples, "epoch": samples / self.source.samples_per_epoch}
                 self.recorder.logged({**row, "lr": lr, **self.step.read_window()}, self.trainer.max_steps)
-        if last or _due(done, self.trainer.eval_steps):
+        if self.evaluation_due(done):
             self.check(done)
         if last or _due(done, self.runtime.save_steps) or self.saver.failed():
             self.save(done, wait=last)
+
+    def evaluation_due(self, done: int) -> bool:
+        """Whether to evaluate after `done` steps."""
+        return done == self.trainer.max_steps or _due(done, self.trainer.eval_steps)
 
     def check(self, done: int) -> None:
         """Evaluate, where there is something to; the random state of later steps does not depend on it."""
@@ -272,6 +285,7 @@ def compile_objective(objective: nn.Module, config: LoopConfig, sharded: bool) -
     """Compile in place, before any wrapper: one full graph, or each layer's forward where FSDP2 gathers around it."""
     if not config.torch_compile:
         return
+    torch._logging.set_logs(recompiles=True)  # each one with its reason
     options: dict[str, Any] = {
         "fullgraph": True,
         "backend": config.torch_compile_backend,

@@ -8,7 +8,7 @@ from neobert.config.optimizer import OptimizerConfig
 from neobert.config.runtime import DistributedConfig
 from neobert.config.trainer import TrainerConfig
 from neobert.training.distributed import Workers
-from neobert.training.prefetch import device_batches
+from neobert.training.prefetch import DeviceBatches
 from neobert.training.signals import Preempted
 from neobert.training.step import TrainStep, seed_step
 from neobert.training.timing import Timing
@@ -28,7 +28,7 @@ def test_steps_never_make_the_host_wait():
     workers = Workers(DistributedConfig(), config.mixed_precision)
     module, updater = assemble(objective, config, OptimizerConfig(), workers)
     step = TrainStep(module, objective, updater, workers, config, Timing(workers.device, True), lambda: None)
-    batches = device_batches(lambda i: source.micro_batches(i * 8, 8, 4, 0, 1), range(20), workers.device, 1, 2)
+    batches = DeviceBatches(lambda i: source.micro_batches(i * 8, 8, 4, 0, 1), range(20), workers.device, 1, 2)
     for index, batch in enumerate(batches):
         torch.cuda.set_sync_debug_mode("error" if index >= 5 else "default")
         try:
