@@ -26,6 +26,13 @@ class ContrastiveTrainerConfig:
     mixed_precision: Annotated[
         Literal["no", "fp32", "bf16"], "Precision of matrix products: no and fp32 are single precision."
     ] = "no"
+    torch_compile: Annotated[bool, "Compile the encoder with torch.compile, for batches of any size."] = False
+    torch_compile_backend: Annotated[Literal["inductor", "aot_eager", "eager"], "Backend of torch.compile."] = (
+        "inductor"
+    )
+    gradient_checkpointing: Annotated[
+        bool, "Recompute each layer in the backward pass; saves memory within a mini-batch too."
+    ] = False
     gradient_clipping: Annotated[
         float | None, "Largest gradient norm; larger ones are scaled down to it. Null does not clip.", Bounds(gt=0)
     ] = 1.0
@@ -56,6 +63,9 @@ class ContrastiveTrainerConfig:
             per_device_train_batch_size=self.global_batch_size // world,
             max_steps=self.steps(pairs),
             mixed_precision=self.mixed_precision,
+            torch_compile=self.torch_compile,
+            torch_compile_backend=self.torch_compile_backend,
+            gradient_checkpointing=self.gradient_checkpointing,
             gradient_clipping=self.gradient_clipping,
             max_skipped_steps=self.max_skipped_steps,
             deterministic=self.deterministic,

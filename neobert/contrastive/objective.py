@@ -39,6 +39,10 @@ class ContrastiveModel(nn.Module):
         if self.constraint is not None:
             self.constraint()
 
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile the encoder alone, for any sizes: a step's tokens, texts and chunks differ from the last one's."""
+        self.embedder.compile(*args, **{**options, "dynamic": True})
+
     def embed(self, batch: dict[str, Any]) -> Tensor:
         """[texts, H] embeddings of all texts of this rank, in their own order."""
         chunks = batch["chunks"]

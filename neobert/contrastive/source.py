@@ -17,7 +17,7 @@ from neobert.model.batch import flatten
 from neobert.training.source import Batch
 
 MULTIPLE = 1024
-"""A GPU's stream is padded to a multiple of this, so that a step sees few different shapes."""
+"""A GPU's stream is padded to a multiple of this, so that kernels and the memory allocator see few different sizes."""
 
 
 def collate(texts: list[np.ndarray], pad_token_id: int, mini_batch_size: int | None, multiple: int) -> dict[str, Any]:
@@ -38,7 +38,9 @@ def collate(texts: list[np.ndarray], pad_token_id: int, mini_batch_size: int | N
     chunks, starts, token, segment = [], [parts[0].cu_seqlens[:1]], 0, 0
     for chunk, part in zip(members, parts, strict=True):
         tokens, segments = len(part.input_ids), len(part.cu_seqlens) - 1
-        chunks.append((token, token + tokens, segment, segment + segments, len(chunk), part.max_seqlen))
+        # A compiled encoder would be compiled anew for each other longest segment, so a bound stands for it.
+        longest = part.max_seqlen if multiple == 1 else -(-part.max_seqlen // multiple) * multiple
+        chunks.append((token, token + tokens, segment, segment + segments, len(chunk), longest))
         starts.append(part.cu_seqlens[1:] + token)
         token, segment = token + tokens, segment + segments
     order = np.empty(len(texts), dtype=np.int64)

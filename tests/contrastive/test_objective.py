@@ -55,6 +55,20 @@ def test_grad_cache_changes_nothing(world, mini_batch_size):
         assert torch.allclose(a, b, atol=2e-5)
 
 
+def test_compiled_equals_eager_whatever_the_sizes(world):
+    module, eager = objective(world), objective(world)
+    torch._dynamo.reset()
+    module.compile(backend="eager", fullgraph=True)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for step in range(3):
+        batch = source(world, multiple=8, mini_batch_size=20).micro_batches(step * 12, 12, 12, 0, 1)[0]
+        (loss, gradients), (expected, others) = (loss_and_gradients(m, batch) for m in (module, eager))
+        assert torch.allclose(loss, expected, rtol=1e-4)
+        for a, b in zip(gradients, others, strict=True):
+            assert torch.allclose(a, b, atol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - graphs <= 3
+
+
 def _rank(rank: int, world_size: int, root: Path, store: str, out: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
     torch.set_num_threads(1)
