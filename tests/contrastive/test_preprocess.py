@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from neobert.config.contrastive_data import ContrastiveDataConfig, PairSource, P
 from neobert.contrastive.columns import expression
 from neobert.contrastive.pairs import Pairs
 from neobert.contrastive.preprocess import preprocess
+from neobert.contrastive.schema import shape_of, validate
 from neobert.errors import PipelineError
 from neobert.io import verify_manifest
 
@@ -177,3 +179,16 @@ def test_a_new_source_leaves_the_others_cached(tmp_path, tokenizer_dir, monkeypa
     assert Pairs(out, "train").groups.tolist() == [0] * 5 + [1] * 5
     assert Pairs(out, "train").names == ["a", "b"]
     assert np.array_equal(Pairs(out, "train").take([0]).queries[0], Pairs(out, "train").take([0]).queries[0])
+
+
+def test_a_million_rows_are_validated_in_seconds():
+    number = pl.int_range(1_000_000)
+    frame = pl.select(
+        query=pl.format("query number {} of many", number),
+        corpus=pl.format("the document number {} with more words", number),
+        negative=pl.concat_list(pl.format("wrong document {}", number), pl.format("other document {}", number)),
+    ).with_columns(query=pl.when(number == 77).then(pl.lit(" ")).otherwise("query"))
+    start = time.perf_counter()
+    good, bad = validate(frame, shape_of(frame, "frame"), minimum=2, maximum=1000, where="frame")
+    assert time.perf_counter() - start < 5
+    assert (good.height, bad.height) == (999_999, 1)
