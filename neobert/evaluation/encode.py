@@ -31,6 +31,8 @@ from neobert.progress import progress
 
 BLOCK = 2048
 """Texts tokenised together: a few batches ahead of the model, small against the memory of the texts."""
+HELD = 65_536
+"""Embeddings kept on the device before they are copied: a copy a batch would make the host wait for each."""
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 65_536}
 """A CPU's forward stays in its cache (16k tokens measured 1.2x slower); a GPU's fills it."""
 
@@ -48,6 +50,12 @@ def batch_bounds(lengths: np.ndarray, tokens_per_batch: int) -> list[int]:
         stop = int(np.searchsorted(ends, before + tokens_per_batch, side="right"))
         bounds.append(max(stop, start + 1))
     return bounds
+
+
+def collect(held: list[tuple[np.ndarray, Tensor]], result: np.ndarray) -> None:
+    """Write embeddings that the device holds to their rows of `result`; this waits for the device."""
+    if held:
+        result[np.concatenate([rows for rows, _ in held])] = torch.cat([e for _, e in held]).float().cpu().numpy()
 
 
 class TextEncoder:
@@ -95,18 +103,16 @@ class TextEncoder:
         if not texts:
             return np.zeros((0, self.embedding_size()), dtype=np.float32)
         order = np.argsort([-len(text) for text in texts], kind="stable")
-        rows: list[np.ndarray] = []
-        outputs: list[Tensor] = []
+        result = np.empty((len(texts), self.embedding_size()), dtype=np.float32)
+        held: list[tuple[np.ndarray, Tensor]] = []
         with progress(description, total=len(texts), unit="texts") as bar:
             for indices, ids in self._blocks(texts, prompt, order):
-                for batch_rows, embeddings in self._encode_block(indices, ids):
-                    rows.append(batch_rows)
-                    outputs.append(embeddings)
-                    bar.advance(len(batch_rows))
-        # One copy at the end: a copy a batch would make the host wait for each.
-        found = torch.cat(outputs).float().cpu().numpy()
-        result = np.empty_like(found)
-        result[np.concatenate(rows)] = found
+                held += self._encode_block(indices, ids)
+                bar.advance(len(indices))
+                if sum(len(rows) for rows, _ in held) >= HELD:
+                    collect(held, result)
+                    held = []
+            collect(held, result)
         return result
 
     def embedding_size(self) -> int:

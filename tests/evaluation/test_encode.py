@@ -41,6 +41,7 @@ def test_order_and_values_equal_one_text_at_a_time(model_dir, monkeypatch):
     expected = np.concatenate([whole.encode([text]) for text in texts])
     np.testing.assert_allclose(whole.encode(texts), expected, atol=2e-6)
     monkeypatch.setattr(encode, "BLOCK", 8)
+    monkeypatch.setattr(encode, "HELD", 20)
     np.testing.assert_allclose(whole.encode(texts), expected, atol=2e-6)
     shuffled = np.random.default_rng(0).permutation(len(texts))
     np.testing.assert_allclose(whole.encode([texts[i] for i in shuffled]), expected[shuffled], atol=2e-6)
