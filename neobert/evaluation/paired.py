@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytrec_eval
-from mteb._evaluators.retrieval_metrics import mrr
 from mteb.abstasks import AbsTask
 from mteb.abstasks.sts import AbsTaskSTS
 from sklearn.metrics import f1_score
@@ -101,12 +100,17 @@ def _queries(task: Any, answers: dict[str, dict[str, float]], metric: str, _: di
     relevant = task.dataset["default"]["test"]["relevant_docs"]
     name, k = metric.rsplit("_at_", 1)
     if name == "mrr":
-        values = dict(zip(answers, mrr(relevant, answers, [int(k)])[f"MRR@{k}"], strict=True))
+        values = {query: _reciprocal_rank(found, relevant[query], int(k)) for query, found in answers.items()}
     else:
         measure = {"ndcg": "ndcg_cut", "map": "map_cut", "recall": "recall", "precision": "P"}[name]
         found = pytrec_eval.RelevanceEvaluator(relevant, {f"{measure}.{k}"}).evaluate(answers)
         values = {query: row[f"{measure}_{k}"] for query, row in found.items()}
     return _mean(np.array([values[query] for query in sorted(values)]))
+
+
+def _reciprocal_rank(scores: dict[str, float], relevant: dict[str, int], k: int) -> float:
+    ranked = sorted(scores, key=lambda document: (scores[document], document), reverse=True)[:k]  # ties as MTEB's
+    return next((1 / rank for rank, document in enumerate(ranked, start=1) if relevant.get(document, 0) > 0), 0.0)
 
 
 def _pairs(task: Any, answers: dict[str, Any], metric: str, _: dict) -> Examples:

@@ -70,6 +70,15 @@ def test_empty_input_and_wrong_types(model_dir):
         ours.encode(["a", None])
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
+def test_a_gpu_gives_the_cpus_embeddings(model_dir, dtype, tolerance):
+    texts = sentences(300)
+    found = encoder(model_dir, device="cuda", dtype=dtype, tokens_per_batch=500).encode(texts)
+    np.testing.assert_allclose(found, encoder(model_dir).encode(texts), atol=tolerance)
+
+
 def test_weights_and_mode_are_inference(model_dir):
     ours = encoder(model_dir, dtype=torch.bfloat16)
     result = ours.encode(sentences(5))
