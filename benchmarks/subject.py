@@ -157,7 +157,7 @@ class TrainerStep(Timed):
                 whole = size * workers.world
                 return source.micro_batches(index * whole, whole, size, workers.rank, workers.world)
 
-        self.batches = DeviceBatches(make, range(1 << 40), workers.device, workers=1, ahead=2)
+        self.batches = DeviceBatches(make, range(1 << 40), workers.device, 1, 2, self.timing)
         sample = source.micro_batches(0, size, size, 0, 1)[0]
         self.segments = len(sample["cu_seqlens"]) - 1
         self.tokens = sample["tokens"]

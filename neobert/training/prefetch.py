@@ -13,6 +13,7 @@ import torch
 
 from neobert.packing.loader import prefetch
 from neobert.training.source import Batch
+from neobert.training.timing import Timing
 
 
 def move(batch: Batch, device: torch.device, pin: bool = True) -> Batch:
@@ -45,9 +46,11 @@ class DeviceBatches:
         device: torch.device,
         workers: int,
         ahead: int,
+        timing: Timing,
         pin: bool = True,
     ) -> None:
         self.make, self.device, self.workers, self.ahead, self.pin = make, device, workers, ahead, pin
+        self.timing = timing
         self.next_step, self.stop = steps.start, steps.stop
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._ready: Generator[tuple[list[Batch], torch.cuda.Event | None]] | None = None
@@ -72,7 +75,8 @@ class DeviceBatches:
         if self.stream is None:
             return batches, None
         with torch.cuda.stream(self.stream):
-            moved = [move(batch, self.device, self.pin) for batch in batches]
+            with self.timing.section("host_to_device"):
+                moved = [move(batch, self.device, self.pin) for batch in batches]
             event = torch.cuda.Event()
             event.record(self.stream)
         return moved, event

@@ -175,7 +175,8 @@ class _Loop:
             gpu=self.workers.device.type == "cuda",
             ranks_on_host=self.workers.ranks_on_host,
         )
-        ready = DeviceBatches(self.batches, steps, self.workers.device, loader.workers, loader.ahead, loader.pin)
+        device, timing = self.workers.device, self.step.timing
+        ready = DeviceBatches(self.batches, steps, device, loader.workers, loader.ahead, timing, loader.pin)
         with StopRequest(self.workers) as stop, contextlib.closing(ready):
             for index in steps:
                 with self.step.timing.section("data_wait"):

@@ -27,8 +27,9 @@ def test_steps_never_make_the_host_wait():
     objective, source = tiny.objective(**MODEL), tiny.source()
     workers = Workers(DistributedConfig(), config.mixed_precision)
     module, updater = assemble(objective, config, OptimizerConfig(), workers)
-    step = TrainStep(module, objective, updater, workers, config, Timing(workers.device, True), lambda: None)
-    batches = DeviceBatches(lambda i: source.micro_batches(i * 8, 8, 4, 0, 1), range(20), workers.device, 1, 2)
+    timing = Timing(workers.device, enabled=True)
+    step = TrainStep(module, objective, updater, workers, config, timing, lambda: None)
+    batches = DeviceBatches(lambda i: source.micro_batches(i * 8, 8, 4, 0, 1), range(20), workers.device, 1, 2, timing)
     for index, batch in enumerate(batches):
         torch.cuda.set_sync_debug_mode("error" if index >= 5 else "default")
         try:
