@@ -16,13 +16,12 @@ from neobert.config.validate import validate
 from neobert.errors import PipelineError
 from neobert.io import atomic_path
 
-
 # Mappings whose keys are the user's own names.
 BY_NAME = {"sources", "batch_sizes"}
 
 
 def merge(params: Any, profile: Any) -> None:
-    """Write every leaf of ``profile`` into ``params`` in place; lists, and mappings by name, are replaced as a whole."""
+    """Write every leaf of ``profile`` into ``params`` in place; lists and mappings by name are replaced as a whole."""
     for key, value in profile.items():
         if isinstance(value, dict) and isinstance(params.get(key), dict) and key not in BY_NAME:
             merge(params[key], value)

@@ -85,7 +85,7 @@ def write_weights(model: PreTrainedModel, directory: Path, max_shard_bytes: int)
     """The model's tensors as model-0000i-of-0000n.safetensors and their index."""
     state = {key: value.contiguous() for key, value in model.state_dict().items()}
     if model.config.tie_word_embeddings:
-        tied = model.get_input_embeddings().weight
+        tied = model.get_input_embeddings().get_parameter("weight")
         kept = next(k for k, v in state.items() if v.data_ptr() == tied.data_ptr())
         state = {k: v for k, v in state.items() if k == kept or v.data_ptr() != tied.data_ptr()}
     files, size = {}, 0
