@@ -25,8 +25,8 @@ repro: $(STAMP) ## run the whole pipeline (dvc repro) and print its table
 	@python -m stages.report
 	@python -m stages.summary
 
-test: $(STAMP) ## run the test suite
-	python -m pytest
+test: $(STAMP) ## run the test suite, a process a core
+	OMP_NUM_THREADS=1 python -m pytest -n logical --dist loadfile
 
 check: $(STAMP) ## lint, format and type check
 	ruff check .
