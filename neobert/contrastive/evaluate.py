@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from neobert.contrastive.pairs import Pairs
-from neobert.contrastive.source import collate_pairs
+from neobert.contrastive.source import chunks_of, collate_pairs
 from neobert.io import atomic_path, read_json, write_json
 from neobert.training.model_checkpoint import full_state
 from neobert.training.prefetch import move
@@ -30,12 +30,9 @@ CHUNK_TEXTS = 256
 def make_evaluate(pairs: Pairs, limit: int, *, pad_token_id: int, max_negatives: int) -> Evaluate:
     """``evaluate(objective, step)`` over at most ``limit`` pairs, spread evenly over the split."""
     rows = np.unique(np.linspace(0, pairs.rows - 1, min(limit, pairs.rows)).round().astype(np.int64))
-    batch = collate_pairs(
-        pairs.take(rows, max_negatives),
-        labels=pairs.labels(rows),
-        pad_token_id=pad_token_id,
-        mini_batch_size=CHUNK_TEXTS,
-    )
+    texts = pairs.take(rows, max_negatives)
+    chunks = chunks_of(2 * len(rows) + sum(map(len, texts.negatives)), CHUNK_TEXTS)
+    batch = collate_pairs(texts, labels=pairs.labels(rows), pad_token_id=pad_token_id, chunks=chunks)
     inputs = {key: value for key, value in batch.items() if key not in HOST_KEYS}
 
     def evaluate(objective: nn.Module, step: int) -> dict[str, float]:

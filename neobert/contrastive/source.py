@@ -20,8 +20,13 @@ MULTIPLE = 1024
 """A GPU's stream is padded to a multiple of this, so that kernels and the memory allocator see few different sizes."""
 
 
-def collate(texts: list[np.ndarray], pad_token_id: int, mini_batch_size: int | None, multiple: int) -> dict[str, Any]:
-    """Texts as chunks of a flat stream.
+def chunks_of(texts: int, mini_batch_size: int | None) -> int:
+    """How many chunks hold ``texts`` texts, at most ``mini_batch_size`` each."""
+    return 1 if mini_batch_size is None else max(1, -(-texts // mini_batch_size))
+
+
+def collate(texts: list[np.ndarray], pad_token_id: int, chunks: int, multiple: int) -> dict[str, Any]:
+    """Texts as ``chunks`` chunks of a flat stream, each text going to them in turn by falling length.
 
     Returns:
         input_ids [T], position_ids [T] int64; cu_seqlens [S + 1] int32 over the whole stream; chunks: host tuples
@@ -29,18 +34,17 @@ def collate(texts: list[np.ndarray], pad_token_id: int, mini_batch_size: int | N
         each text's stands.
     """
     lengths = np.array([len(text) for text in texts])
-    number = 1 if mini_batch_size is None else max(1, -(-len(texts) // mini_batch_size))
-    by_length = np.argsort(-lengths, kind="stable") if number > 1 else np.arange(len(texts))
-    members = [by_length[i::number] for i in range(number)]
+    by_length = np.argsort(-lengths, kind="stable") if chunks > 1 else np.arange(len(texts))
+    members = [by_length[i::chunks] for i in range(chunks)]
     # A rank may be left without a pair; it still takes part in every collective call.
     nothing = [np.empty(0, dtype=np.int32)]
     parts = [flatten([texts[i] for i in chunk] or nothing, pad_token_id, multiple) for chunk in members]
-    chunks, starts, token, segment = [], [parts[0].cu_seqlens[:1]], 0, 0
+    bounds, starts, token, segment = [], [parts[0].cu_seqlens[:1]], 0, 0
     for chunk, part in zip(members, parts, strict=True):
         tokens, segments = len(part.input_ids), len(part.cu_seqlens) - 1
         # A compiled encoder would be compiled anew for each other longest segment, so a bound stands for it.
         longest = part.max_seqlen if multiple == 1 else -(-part.max_seqlen // multiple) * multiple
-        chunks.append((token, token + tokens, segment, segment + segments, len(chunk), longest))
+        bounds.append((token, token + tokens, segment, segment + segments, len(chunk), longest))
         starts.append(part.cu_seqlens[1:] + token)
         token, segment = token + tokens, segment + segments
     order = np.empty(len(texts), dtype=np.int64)
@@ -49,19 +53,17 @@ def collate(texts: list[np.ndarray], pad_token_id: int, mini_batch_size: int | N
         "input_ids": torch.cat([part.input_ids for part in parts]),
         "position_ids": torch.cat([part.position_ids for part in parts]),
         "cu_seqlens": torch.cat(starts),
-        "chunks": tuple(chunks),
+        "chunks": tuple(bounds),
         "order": torch.from_numpy(order),
     }
 
 
-def collate_pairs(
-    texts: Texts, *, labels: np.ndarray, pad_token_id: int, mini_batch_size: int | None, multiple: int = 1
-) -> Batch:
+def collate_pairs(texts: Texts, *, labels: np.ndarray, pad_token_id: int, chunks: int = 1, multiple: int = 1) -> Batch:
     """One batch of these pairs, on one rank; ``labels`` [pairs] int64 say which have the same query."""
     negatives = [text for found in texts.negatives for text in found]
     every = [*texts.queries, *texts.positives, *negatives]
     lengths = np.array([len(text) for text in every], dtype=np.int64)
-    return collate(every, pad_token_id, mini_batch_size, multiple) | {
+    return collate(every, pad_token_id, chunks, multiple) | {
         "labels": torch.from_numpy(labels),
         "count": len(texts.queries),
         "tokens": int(lengths.sum()),
@@ -100,11 +102,7 @@ class PairSource:
     ) -> None:
         self.pairs, self.schedule, self.simcse = pairs, schedule, simcse
         self.max_negatives, self.gather = max_negatives, gather
-        self.layout: dict[str, Any] = {
-            "pad_token_id": pad_token_id,
-            "mini_batch_size": mini_batch_size,
-            "multiple": multiple,
-        }
+        self.pad_token_id, self.mini_batch_size, self.multiple = pad_token_id, mini_batch_size, multiple
         self.samples_per_epoch = pairs.rows
         self.negatives = np.minimum(pairs.negative_counts(), max_negatives)
 
@@ -132,10 +130,19 @@ class PairSource:
         alone = world == 1 or not self.gather
         if alone:
             labels = np.array_split(labels, world)[rank]
-        batch = collate_pairs(take(shares[rank]), labels=labels, **self.layout)
+        pair_sizes = tuple(len(share) for share in shares)
+        negative_sizes = tuple(int(share.sum()) for share in np.array_split(negatives, world))
+        # As many chunks on every rank: a sharded encoder gathers its weights in each.
+        most = max(2 * p + n for p, n in zip(pair_sizes, negative_sizes, strict=True))
+        batch = collate_pairs(
+            take(shares[rank]),
+            labels=labels,
+            pad_token_id=self.pad_token_id,
+            chunks=chunks_of(most, self.mini_batch_size),
+            multiple=self.multiple,
+        )
         if not alone:
-            batch["pair_sizes"] = tuple(len(share) for share in shares)
-            batch["negative_sizes"] = tuple(int(share.sum()) for share in np.array_split(negatives, world))
+            batch["pair_sizes"], batch["negative_sizes"] = pair_sizes, negative_sizes
             batch["rank"] = rank
         return [batch]
 
