@@ -74,7 +74,7 @@ def declare(path, kind):
 
 @pytest.mark.parametrize("kind", METRICS)
 def test_examples_add_up_to_mtebs_figure(tmp_path, model_dir, other_dir, kind, monkeypatch):
-    monkeypatch.setattr(command.bootstrap, "__defaults__", (40,))
+    monkeypatch.setattr(command.bootstrap, "__defaults__", (15,))
     declare(tmp_path / kind, kind)
     tasks = [LocalTask(metric, kind, str(tmp_path / kind), metric) for metric in METRICS[kind]]
     config = EvaluationConfig(tasks=[t for t in tasks if not t.name.endswith(("_3", "_5", "_100"))])
