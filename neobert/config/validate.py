@@ -67,7 +67,13 @@ def validate(path: str | Path = PARAMS) -> dict[str, Any]:
 
 def contradictions(sections: dict[str, Any]) -> list[str]:
     """Rules between sections; each line names both keys, their values and the rule."""
-    return [*_lengths(sections), *_vocabulary(sections), *_embedded(sections), *_decontaminated(sections)]
+    return [
+        *_lengths(sections),
+        *_vocabulary(sections),
+        *_embedded(sections),
+        *_decontaminated(sections),
+        *_sampling(sections),
+    ]
 
 
 def _lengths(sections: dict[str, Any]) -> Iterator[str]:
@@ -110,3 +116,14 @@ def _decontaminated(sections: dict[str, Any]) -> Iterator[str]:
                 f"evaluation.tasks[{index}].path: {task.path} is in no directory of contrastive_data.decontaminate "
                 f"({', '.join(cleared) or 'none'}), so training pairs may hold its texts; add it there"
             )
+
+
+def _sampling(sections: dict[str, Any]) -> Iterator[str]:
+    """One probability for each source of the corpus."""
+    probs, corpus = sections["dataset"].sampling_probs, sections["corpus"]
+    entries = {"files": len(corpus.files), "hub": len(corpus.hub)}.get(corpus.source, 1)
+    if probs is not None and len(probs) != entries:
+        yield (
+            f"dataset.sampling_probs: {len(probs)} probabilities for {entries} source(s) of corpus.source "
+            f"{corpus.source}; give one for each entry, or null"
+        )

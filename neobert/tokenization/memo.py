@@ -26,8 +26,8 @@ from neobert.tokenization.encode import RustEncoder
 from neobert.tokenization.train import CASE_BOUNDARY
 
 log = logging.getLogger(__name__)
-MAX_WORDS = 1_000_000
-MAX_PIECES = 500_000
+MAX_WORDS = 700_000
+MAX_PIECES = 300_000
 RUST_BATCH = 8192
 PROBE = 64  # a sample is one 64th of a batch
 MOSTLY_NEW = 0.5  # share of a sample's bytes in unseen pieces above which the memo cannot pay

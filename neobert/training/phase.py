@@ -125,6 +125,7 @@ class Phase:
         ids = [getattr(tokenizer, f"{role}_token_id") for role in ("pad", "unk", "cls", "sep", "mask")]
         table = MaskTable.of(tokenizer.mask_token_id, ids, tokenizer.vocab_size)
         held_out, first_row = self._held_out(data)
+        check_size(self.stage, data, data.rows - first_row, self.trainer.global_batch_size)
         source: MlmSource | UnpackedSource
         if self.collator.pack_sequences:
             source = MlmSource(data, self.collator, table, self.seed, first_row, self._weighted(data, first_row))
@@ -164,7 +165,7 @@ class Phase:
         if name is not None and not (self.packed / name).is_dir():
             have = ", ".join(sorted(p.name for p in self.packed.iterdir() if p.is_dir()))
             raise PipelineError(f"dataset.eval_split: {name!r} is not a split of {self.packed}, which has {have}")
-        found = [split for split in EVAL_SPLITS if (self.packed / split).is_dir()]
+        found = [split for split in EVAL_SPLITS if (self.packed / split).is_dir() and self._open(split).rows]
         if name or found:
             held_out = self._open(name or found[0])
             if not held_out.rows:
@@ -201,6 +202,19 @@ def new_model(config: ModelConfig, tokenizer: Path, seed: int) -> tuple[MaskedLM
         **ids,
     )
     return model, info
+
+
+def check_size(stage: str, data: PackedDataset, rows: int, batch: int) -> None:
+    """Refuse data of less than one batch, which would train on copies of itself.
+
+    Raises:
+        PipelineError: there are fewer rows than `trainer.global_batch_size`.
+    """
+    if rows < batch:
+        raise PipelineError(
+            f"{stage}: {data.directory} has {rows} row(s) to train on, fewer than trainer.global_batch_size ({batch}); "
+            "add text, or lower it"
+        )
 
 
 def check_fit(stage: str, data: PackedDataset, info: ModelInfo) -> None:
