@@ -1,6 +1,6 @@
 """What pretraining is worth: the same fine-tuning from the pretrained encoder and from random weights, over seeds.
 
-    python -m benchmarks.pretraining_value [--seeds 3] [--skip-warmup]
+    python -m benchmarks.pretraining_value [--seeds 3] [--steps N] [--skip-warmup]
 
 Runs the contrastive stage's own code with params.yaml's settings on data/pairs, from models/long_context, and scores
 each result on the local retrieval tasks. `--skip-warmup` leaves out the embedding warm-up, so that all that is learnt
@@ -49,10 +49,14 @@ def scores_of(config: ContrastiveConfig, seed: int, evaluation: EvaluationConfig
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=None, help="contrastive steps (default: params.yaml's)")
     parser.add_argument("--skip-warmup", action="store_true")
     args = parser.parse_args()
     evaluation = load(EvaluationConfig, "evaluation")
     config = load(ContrastiveConfig, "contrastive")
+    if args.steps is not None:
+        trainer = dataclasses.replace(config.trainer, max_steps=args.steps, num_train_epochs=None)
+        config = dataclasses.replace(config, trainer=trainer)
     if args.skip_warmup:
         config = dataclasses.replace(config, embedding_warmup=None)
     results: dict[str, list[dict[str, float]]] = {name: [] for name in STARTS}

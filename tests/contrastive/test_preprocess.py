@@ -188,7 +188,7 @@ def test_a_million_rows_are_validated_in_seconds():
         corpus=pl.format("the document number {} with more words", number),
         negative=pl.concat_list(pl.format("wrong document {}", number), pl.format("other document {}", number)),
     ).with_columns(query=pl.when(number == 77).then(pl.lit(" ")).otherwise("query"))
-    start = time.perf_counter()
+    start = time.process_time()  # not the wall's: other tests may run beside this one
     good, bad = validate(frame, shape_of(frame, "frame"), minimum=2, maximum=1000, where="frame")
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert (good.height, bad.height) == (999_999, 1)
