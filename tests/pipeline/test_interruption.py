@@ -13,7 +13,7 @@ def rows(project):
 
 
 def test_a_stopped_repro_goes_on(working_copy):
-    edit_params(working_copy, {"trainer": {"max_steps": 400, "eval_steps": None}, "runtime": {"save_steps": 50}})
+    edit_params(working_copy, {"trainer": {"max_steps": 2000, "eval_steps": None}, "runtime": {"save_steps": 50}})
     before = (working_copy / "dvc.lock").read_text()
     already = rows(working_copy)
     command = ["dvc", "repro", "-s", "pretrain"]
@@ -27,14 +27,15 @@ def test_a_stopped_repro_goes_on(working_copy):
             time.sleep(0.02)
         os.killpg(first.pid, signal.SIGTERM)  # as a scheduler ends a job: dvc and the stage alike
         assert first.wait(timeout=60) != 0
-    (scratch,) = (p.parent for p in (working_copy / "runs").glob("pretrain-*/owner.json"))
-    while (scratch / "owner.json").exists():  # dvc does not wait for its child
-        assert time.monotonic() < deadline + 60
-        time.sleep(0.05)
-    assert (scratch / "PREEMPTED").read_text().startswith("SIGTERM at step")
+    runs = working_copy / "runs"
+    while not (marks := list(runs.glob("pretrain-*/PREEMPTED"))) or list(runs.glob("pretrain-*/owner.json")):
+        assert time.monotonic() < deadline + 60, (working_copy / "first.log").read_text()
+        time.sleep(0.05)  # dvc does not wait for its child, which saves first
+    (mark,) = marks
+    assert mark.read_text().startswith("SIGTERM at step")
     assert (working_copy / "dvc.lock").read_text() == before
     assert not (working_copy / "models" / "pretrained" / "model.safetensors").exists()
     second = run_in(working_copy, *command)
     assert "resumed from" in second.all
     assert (working_copy / "models" / "pretrained" / "model.safetensors").is_file()
-    assert "max_steps: 400" in (working_copy / "dvc.lock").read_text()
+    assert "max_steps: 2000" in (working_copy / "dvc.lock").read_text()
