@@ -38,14 +38,16 @@ def work(args: argparse.Namespace) -> None:
         subject.train_step.workers.barrier()
         subject.block(args.steps, record=True)
     workers, seconds = subject.train_step.workers, statistics.median(subject.seconds)
+    tokens = statistics.mean(tokens for tokens, _ in subject.work)
+    flops = statistics.mean(flops or 0.0 for _, flops in subject.work)
     peak = peak_flops(device_name())
     if workers.is_main:
         figures = {
             "ranks": workers.world,
             "strategy": args.strategies[0],
             "ms": seconds * 1e3,
-            "tokens_per_second": subject.tokens * workers.world / seconds,
-            "mfu": None if peak is None or subject.flops is None else subject.flops / seconds / peak,
+            "tokens_per_second": tokens * workers.world / seconds,
+            "mfu": None if peak is None else flops / seconds / peak,
             "peak_memory_gib": subject.peak_bytes / 2**30,
             "graphs_after_warmup": subject.late_graphs,
         }

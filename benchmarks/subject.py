@@ -66,11 +66,19 @@ def graphs() -> int:
 
 
 class Timed:
-    """Something that runs steps. Subclasses give `step()`, `tokens` a step and `flops` a step (None: unknown)."""
+    """Something that runs steps.
+
+    Subclasses give `step()`, and `tokens` and `flops` (None: unknown) of the step just run; batches of packed rows
+    differ in both.
+
+    Attributes:
+        seconds, work: of each recorded block, the mean seconds, and the mean tokens and FLOPs, of a step.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.seconds: list[float] = []
+        self.work: list[tuple[float, float | None]] = []
         self.peak_bytes = 0
         self.late_graphs = 0
         self.tokens = 0
@@ -94,14 +102,16 @@ class Timed:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
             torch.cuda.synchronize()
-        start = time.perf_counter()
+        start, tokens, flops = time.perf_counter(), 0, 0.0
         for _ in range(steps):
             self.step()
+            tokens, flops = tokens + self.tokens, flops + (self.flops or 0.0)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
             self.peak_bytes = max(self.peak_bytes, torch.cuda.max_memory_allocated() - others)
         if record:
             self.seconds.append((time.perf_counter() - start) / steps)
+            self.work.append((tokens / steps, None if self.flops is None else flops / steps))
             self.late_graphs += graphs() - compiled
 
 
@@ -111,6 +121,9 @@ class TrainerStep(Timed):
     Args:
         params: as params.yaml holds them; `phase` "longer_context" takes that section's packing, trainer and so on.
         mean_document: mean length of the synthetic documents.
+
+    Attributes:
+        segments: number of segments of each step run so far.
     """
 
     def __init__(
@@ -131,6 +144,7 @@ class TrainerStep(Timed):
         self.vocab_size, self.mean_document = vocab_size, mean_document
         self.distributed = distributed or DistributedConfig()
         self.index = 0
+        self.segments: list[int] = []
         super().__init__(name)
 
     def build(self) -> None:
@@ -158,10 +172,6 @@ class TrainerStep(Timed):
                 return source.micro_batches(index * whole, whole, size, workers.rank, workers.world)
 
         self.batches = DeviceBatches(make, range(1 << 40), workers.device, 1, 2, self.timing)
-        sample = source.micro_batches(0, size, size, 0, 1)[0]
-        self.segments = len(sample["cu_seqlens"]) - 1
-        self.tokens = sample["tokens"]
-        self.flops = self.objective.train_flops(sample)
 
     def step(self) -> None:
         """One step of the loop, without its logging."""
@@ -169,6 +179,9 @@ class TrainerStep(Timed):
             batches = next(self.batches)
         seed_step(0, self.index, 0)
         self.train_step.run(batches, self.optimizer.lr, stop=lambda: False)
+        self.tokens = sum(batch["tokens"] for batch in batches)
+        self.flops = sum(self.objective.train_flops(batch) for batch in batches)
+        self.segments.append(sum(len(batch["cu_seqlens"]) - 1 for batch in batches))
         self.index += 1
 
     def breakdown(self, steps: int) -> dict[str, dict[str, float]]:

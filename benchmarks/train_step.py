@@ -5,8 +5,9 @@
 
 A is params.yaml with the profile and `--set`; B is A with `--ab` as well. With `--peers`, Hugging Face's EuroBERT
 of A's dimensions and ModernBERT-base join, on the same rows (`benchmarks.peers`). All of them take turns, in one
-process, a block of `--steps` steps a round, after a warm-up; figures are medians over rounds. Prints a table,
-then one JSON object as its last line.
+process, a block of `--steps` steps a round, after a warm-up; figures are medians over rounds, and tokens and FLOPs
+those of the very batches that were timed. A peer that fails is reported and left out. Prints a table, then one JSON
+object as its last line.
 """
 
 from __future__ import annotations
@@ -31,17 +32,19 @@ def device_name() -> str:
 
 
 def figures(subject: Timed, peak: float | None) -> dict[str, Any]:
-    """What was measured of one subject."""
+    """What was measured of one subject: medians over its blocks."""
     seconds = statistics.median(subject.seconds)
-    flops = subject.flops
+    blocks = list(zip(subject.seconds, subject.work, strict=True))
+    rates = [flops / of_block for of_block, (_, flops) in blocks if flops is not None]
+    speed = statistics.median(rates) if rates else None
     return {
         "ms": seconds * 1e3,
         "ms_min": min(subject.seconds) * 1e3,
         "ms_max": max(subject.seconds) * 1e3,
         "steps_per_second": 1 / seconds,
-        "tokens_per_second": subject.tokens / seconds,
-        "tflops_per_second": None if flops is None else flops / seconds / 1e12,
-        "mfu": None if flops is None or peak is None else flops / seconds / peak,
+        "tokens_per_second": statistics.median(tokens / of_block for of_block, (tokens, _) in blocks),
+        "tflops_per_second": None if speed is None else speed / 1e12,
+        "mfu": None if speed is None or peak is None else speed / peak,
         "peak_memory_gib": subject.peak_bytes / 2**30,
         "graphs_after_warmup": subject.late_graphs,
     }
@@ -75,31 +78,48 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def subjects_of(args: argparse.Namespace) -> list[Timed]:
-    """A, B and the peers, as asked for."""
+def ours(args: argparse.Namespace) -> list[TrainerStep]:
+    """A, and B where asked for."""
     torch.backends.cuda.matmul.allow_tf32 = True
     params = params_with(args.profile, args.set)
     rows = params["longer_context"] if args.phase == "longer_context" else params
     mean = args.mean_document or (320.0 if rows["packing"]["max_length"] <= 1024 else 475.0)
-    first = TrainerStep("A (this trainer)", params, args.phase, args.vocab_size, mean)
-    subjects: list[Timed] = [first]
+    subjects = [TrainerStep("A (this trainer)", params, args.phase, args.vocab_size, mean)]
     if args.ab:
         name = "B (" + " ".join(args.ab) + ")"
         other = params_with(args.profile, [*args.set, *args.ab])
         subjects.append(TrainerStep(name, other, args.phase, args.vocab_size, mean))
-    if args.peers:
-        from benchmarks.peers import EuroBert, ModernBert
-
-        subjects += [peer(first) for peer in (EuroBert, ModernBert)]
     return subjects
+
+
+def warm_peers(args: argparse.Namespace, first: TrainerStep, failed: dict[str, str]) -> list[Timed]:
+    """The peers that work here, warmed up; why others do not goes to `failed`."""
+    from benchmarks.peers import EuroBert, ModernBert
+
+    peers: list[Timed] = []
+    for make in (EuroBert, ModernBert):
+        try:
+            peers.append(warmed(make(first), args.warmup))
+        # Other people's code: an import, a compilation or the memory may fail, and our figures shall not be lost.
+        except Exception as error:
+            failed[make.label] = f"{type(error).__name__}: {error}"
+    return peers
+
+
+def warmed(subject: Timed, steps: int) -> Timed:
+    """The subject, after some steps."""
+    subject.block(steps, record=False)
+    return subject
 
 
 def main() -> None:
     args = arguments()
+    failed: dict[str, str] = {}
     try:
-        subjects = subjects_of(args)
-        for subject in subjects:
-            subject.block(args.warmup, record=False)
+        mine = ours(args)
+        subjects = [warmed(subject, args.warmup) for subject in mine]
+        if args.peers:
+            subjects += warm_peers(args, mine[0], failed)
         for _ in range(args.rounds):
             for subject in subjects:
                 subject.block(args.steps, record=True)
@@ -107,10 +127,16 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from None
     peak = peak_flops(device_name())
     results = {subject.name: figures(subject, peak) for subject in subjects}
-    first = subjects[0]
-    assert isinstance(first, TrainerStep)
-    print(f"{device_name()}, torch {torch.__version__}: {first.tokens} tokens a step in {first.segments} segments")
+    first = mine[0]
+    tokens = statistics.mean(tokens for tokens, _ in first.work)
+    segments = first.segments[args.warmup :]
+    print(
+        f"{device_name()}, torch {torch.__version__}: {tokens:.0f} tokens a step in {min(segments)} to {max(segments)} "
+        f"segments"
+    )
     print(table(results))
+    for name, reason in failed.items():
+        print(f"{name} failed: {reason[:300]}")
     breakdown = first.breakdown(args.steps)
     for name, times in breakdown.items():
         print(f"  {name:12} p50 {times['p50_ms']:8.2f} ms  p95 {times['p95_ms']:8.2f} ms")
@@ -121,9 +147,10 @@ def main() -> None:
                 "device": device_name(),
                 "torch": torch.__version__,
                 "python": platform.python_version(),
-                "tokens_per_step": first.tokens,
-                "segments": first.segments,
+                "tokens_per_step": tokens,
+                "segments": {"min": min(segments), "mean": statistics.mean(segments), "max": max(segments)},
                 "results": results,
+                "failed": failed,
                 "timing": breakdown,
             }
         )

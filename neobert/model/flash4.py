@@ -6,7 +6,13 @@ against plain attention before it relies on them. Rotated queries and keys go to
 where the projection left them. The backward writes the three gradients into one [T, 3, N, D] buffer, the layout that
 the projection's backward multiplies, and turns its first two thirds back in place.
 Source: https://github.com/Dao-AILab/flash-attention.
+
+flash-attn compiles its kernels when they are first needed, and needs others above 256 segments (a binary search for
+the segment of a block). A run would stand still for seconds in the middle of training when a batch first crosses that
+number, so the first call compiles both.
 """
+
+import functools
 
 import torch
 
@@ -21,10 +27,19 @@ def _flash4(
     cos: torch.Tensor | None,
     sin: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    turned = _turned(qkv, cos, sin)
+    _compile_forward(qkv.shape[2:], qkv.dtype, qkv.device, max_seqlen, scale, cos is not None)
+    out, lse = _attend(qkv, turned if cos is not None else qkv, cu_seqlens, max_seqlen, scale)
+    return out, lse, turned
+
+
+def _attend(
+    qkv: torch.Tensor, turned: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values of ``qkv`` attended by the queries and keys that begin ``turned``: out [T, N, D], lse [N, T]."""
     from flash_attn.cute.interface import _flash_attn_fwd
 
-    turned = _turned(qkv, cos, sin)
-    q, k = (turned if cos is not None else qkv)[:, :2].unbind(1)
+    q, k = turned[:, :2].unbind(1)
     result = _flash_attn_fwd(
         q,
         k,
@@ -36,7 +51,46 @@ def _flash4(
         softmax_scale=scale,
         return_lse=True,
     )
-    return result[0], result[1], turned
+    return result[0], result[1]
+
+
+def _few_and_many(
+    shape: tuple[int, int], dtype: torch.dtype, device: torch.device, rotary: bool
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Streams of short segments, fewer and more than flash-attn tells apart: (qkv, turned, cu_seqlens) each."""
+    from flash_attn.cute import interface
+
+    streams = []
+    for segments in (2, getattr(interface, "BIN_BATCH_SEARCH_THRESH", 0) + 2):
+        starts = torch.arange(segments + 1, dtype=torch.int32, device=device) * 16
+        qkv = torch.zeros(segments * 16, 3, *shape, dtype=dtype, device=device)
+        streams.append((qkv, qkv[:, :2].contiguous() if rotary else qkv, starts))
+    return streams
+
+
+@functools.cache
+def _compile_forward(
+    shape: tuple[int, int], dtype: torch.dtype, device: torch.device, max_seqlen: int, scale: float, rotary: bool
+) -> None:
+    """Run the forward once with few segments and once with many."""
+    for qkv, turned, starts in _few_and_many(shape, dtype, device, rotary):
+        _attend(qkv, turned, starts, max_seqlen, scale)
+
+
+@functools.cache
+def _compile_backward(
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+    max_seqlen: int,
+    scale: float,
+    deterministic: bool,
+    rotary: bool,
+) -> None:
+    """Run the backward once with few segments and once with many."""
+    for qkv, turned, starts in _few_and_many(shape, dtype, device, rotary):
+        out, lse = _attend(qkv, turned, starts, max_seqlen, scale)
+        _gradients(torch.zeros_like(out), qkv, out, lse, turned, starts, max_seqlen, scale, deterministic)
 
 
 def _turned(qkv: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None) -> torch.Tensor:
@@ -72,9 +126,32 @@ def _flash4_backward(
     cos: torch.Tensor | None,
     sin: torch.Tensor | None,
 ) -> torch.Tensor:
+    rotary = cos is not None
+    _compile_backward(qkv.shape[2:], qkv.dtype, qkv.device, max_seqlen, scale, deterministic, rotary)
+    turned = turned if rotary else qkv
+    result = _gradients(grad, qkv, out, lse, turned, cu_seqlens, max_seqlen, scale, deterministic)
+    if cos is not None and sin is not None:
+        from neobert.model.kernels.triton_rope import rotate_queries_keys
+
+        rotate_queries_keys(result, result, cos, sin, -1)
+    return result
+
+
+def _gradients(
+    grad: torch.Tensor,
+    qkv: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    turned: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    scale: float,
+    deterministic: bool,
+) -> torch.Tensor:
+    """Gradients [T, 3, N, D] of the turned queries, the turned keys and the values."""
     from flash_attn.cute.interface import _flash_attn_bwd
 
-    q, k = (turned if cos is not None else qkv)[:, :2].unbind(1)
+    q, k = turned[:, :2].unbind(1)
     result = torch.empty_like(qkv)
     dq, dk, dv = result.unbind(1)
     _flash_attn_bwd(
@@ -94,10 +171,6 @@ def _flash4_backward(
         dk=dk,
         dv=dv,
     )
-    if cos is not None and sin is not None:
-        from neobert.model.kernels.triton_rope import rotate_queries_keys
-
-        rotate_queries_keys(result, result, cos, sin, -1)
     return result
 
 
