@@ -27,9 +27,7 @@ def test_lock_check_agrees_and_notices_an_edit(working_copy):
 
 def test_fresh_clone_without_cache_rebuilds_the_same_data(reproduced, tmp_path):
     project = clone(reproduced, tmp_path / "clone")
-    assert stages_run(run_in(project, "dvc", "repro", *DATA_STAGES)) == [
-        "corpus", "tokenizer", "tokenize", "pack", "pack_long", "contrastive_preprocess",
-    ]  # fmt: skip
+    assert sorted(stages_run(run_in(project, "dvc", "repro", *DATA_STAGES))) == sorted(DATA_STAGES)
     assert run_in(project, "git", "diff", "dvc.lock").out == ""
 
 
