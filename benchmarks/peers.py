@@ -56,8 +56,8 @@ class Peer(Timed):
         self.flops = self._flops(config, size, length)
 
     def _batch(self, start: int, size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        ids, _ = self.ours.data.take(np.arange(start, start + size) % ROWS)
-        ids = torch.from_numpy(ids.astype(np.int64))
+        rows, _ = self.ours.data.take(np.arange(start, start + size) % ROWS)
+        ids = torch.from_numpy(rows.astype(np.int64))
         chosen = torch.rand(ids.shape, generator=torch.Generator().manual_seed(start)) < 0.2
         labels = torch.where(chosen, ids, -100)
         return torch.where(chosen, MASK, ids).to(device), labels.to(device)
