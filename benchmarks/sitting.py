@@ -37,15 +37,16 @@ if __name__ == "__main__":
     tokenized = time.perf_counter()
     totals = pack(root / "tokens", root / "packed", PackingConfig(max_length=1024), 1, root / "cache", engine)
     packed = time.perf_counter()
-    who = resource.RUSAGE_SELF if engine.workers == 1 else resource.RUSAGE_CHILDREN  # one works in this process
-    peak = resource.getrusage(who).ru_maxrss / 1024
+    if engine.workers == 1:  # it works in this process; ru_maxrss would count what the parent held when it forked
+        peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+    else:
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     print(json.dumps({"tokenize_s": tokenized - start, "pack_s": packed - tokenized, "peak_mb": peak,
                       "fill": totals["train"]["fill"], "tokens": totals["train"]["tokens"]}))
 """
 IMPORTS = """
-import resource
 import neobert.jobs, neobert.packing.pack, neobert.tokenization.shard, neobert.tokenization.memo, pandas
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024)
 """
 
 
