@@ -114,9 +114,9 @@ def memo_figures(folder: Path, batches: Batches, random: Batches) -> dict[str, A
     megabytes = sum(map(size, batches)) / 1e6
     return {
         "ids_equal": same,
-        "ratio_cold": round(measure / cold, 2),
-        "ratio_warm": round(measure / warm, 2),
-        "ratio_entropy": round(rust_seconds(tokenizer, random) / seconds, 2),
+        "ratio_cold": round(measure / cold, 3),
+        "ratio_warm": round(measure / warm, 3),
+        "ratio_entropy": round(rust_seconds(tokenizer, random) / seconds, 3),
         "mb_s_cold": round(megabytes / cold, 1),
         "mb_s_warm": round(megabytes / warm, 1),
         "mb_s_rust": round(megabytes / measure, 1),
@@ -130,7 +130,7 @@ def fallback_ratio(batches: Batches) -> float:
     tokenizer = train_tokenizer(sample, TokenizerConfig(algorithm="bpe", vocab_size=8000))
     encoder = make_encoder(tokenizer)
     measures = [(rust_seconds(tokenizer, batches), cpu(lambda: encode(encoder, batches))[0]) for _ in range(2)]
-    return round(min(rust for rust, _ in measures) / min(ours for _, ours in measures), 2)
+    return round(min(rust for rust, _ in measures) / min(ours for _, ours in measures), 3)
 
 
 def datasets_map_ratio(folder: Path, batches: Batches) -> float:
@@ -153,7 +153,7 @@ def datasets_map_ratio(folder: Path, batches: Batches) -> float:
         theirs, _ = cpu(
             lambda: data.map(encode_columns, batched=True, remove_columns=["text"], load_from_cache_file=False)
         )
-    return round(theirs / ours, 2)
+    return round(theirs / ours, 3)
 
 
 def main() -> None:
