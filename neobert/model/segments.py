@@ -2,7 +2,7 @@
 
 A group of segments becomes one [B, L] block of a padded buffer, attended in one SDPA call. On a CPU segments are
 sorted by length and a new group starts where a segment is shorter than 0.7 of the group's longest; measured on two
-cores over lengths 10..200, 8..60 and 30..512 this is 1.2x-1.9x faster than one group and 1.1x-6x faster than a call a
+cores over lengths 10..200, 8..60 and 30..512 this is 1.0x-1.7x as fast as one group and 1.0x-5.7x as fast as a call a
 segment. On a GPU all segments form one group, padded to the batch's true longest. The layout is made once a forward
 on the host and shared by all layers.
 

@@ -1,7 +1,7 @@
 """Memory of a CPU training: keep freed blocks instead of giving each back to the system.
 
 glibc maps and unmaps every large block; an activation's pages are then zeroed again at each step. Two of its settings
-stop that. Measured on a 2 x 256 model: 6 to 8% fewer CPU seconds a step. Source: mallopt(3).
+stop that. Measured on a 2 x 256 model: 1 to 16% fewer CPU seconds a step. Source: mallopt(3).
 """
 
 from __future__ import annotations
