@@ -15,12 +15,6 @@ from neobert.model.storage import EmbeddingInfo, ModelInfo, save_model
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-@pytest.fixture(autouse=True)
-def own_cache_of_remote_code(tmp_path, monkeypatch):
-    """Exported modelling code is copied to a cache; keep it out of the user's."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-
-
 @pytest.fixture(scope="session")
 def tokenizer_dir(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("tokenizer")
