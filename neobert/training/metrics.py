@@ -54,12 +54,12 @@ class History:
     """A run's rows on disk, one JSON object a line, appended as they come.
 
     A resumed run cuts what lies after its checkpoint, so that an interrupted run's history equals the undisturbed
-    one's.
+    one's. A run from step 0 keeps nothing: if it evaluates before its first step, it does so again.
     """
 
     def __init__(self, path: Path, keep_to_step: int) -> None:
         self.path = path
-        self.rows = [row for row in read_rows(path) if row["step"] <= keep_to_step]
+        self.rows = [row for row in read_rows(path) if row["step"] <= keep_to_step] if keep_to_step else []
         with atomic_path(path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
         self._handle = open(path, "a")  # noqa: SIM115 - held until close

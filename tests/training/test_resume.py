@@ -62,6 +62,20 @@ def test_what_a_crash_loses_is_redone_exactly(tmp_path):
     assert not (tmp_path / "b" / "checkpoints" / ".saving-12").exists()
 
 
+@pytest.mark.parametrize("step", [0, 2])
+def test_an_evaluation_before_the_first_step_is_recorded_once(tmp_path, step):
+    """A run stopped before its first checkpoint evaluates step 0 again."""
+    evaluate = {"evaluate": lambda module, step: {"loss": float(step)}, "evaluate_first": True}
+    undisturbed = tiny.run(tmp_path / "a", **evaluate)
+    with pytest.raises(Preempted):
+        tiny.run(tmp_path / "b", source=Interrupting(step), runtime={"num_workers": 0}, **evaluate)
+    if step == 2:
+        shutil.rmtree(tmp_path / "b" / "checkpoints")
+    resumed = tiny.run(tmp_path / "b", **evaluate)
+    assert undisturbed.history == resumed.history
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
+
+
 def test_an_evaluation_in_between_changes_nothing(tmp_path):
     def evaluate(module, step):
         assert not module.training
