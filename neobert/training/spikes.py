@@ -27,8 +27,8 @@ class SpikeGuard:
         limit = self.values.mean(0) + SIGMA * self.values.std(0)
         spike = (now > limit).any() & (self.seen >= WINDOW)
         joins = ~(spike | bad)
-        slot = self.seen % WINDOW
-        self.values[slot] = torch.where(joins, now, self.values[slot])
+        slot = (self.seen % WINDOW).view(1)  # one dimension: indexing with a 0-d tensor waits for its value
+        self.values.index_copy_(0, slot, torch.where(joins, now, self.values.index_select(0, slot)))
         self.seen += joins
         return spike
 
