@@ -1,18 +1,18 @@
 """Section ``contrastive``: fine-tuning of the encoder into an embedding model."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Literal
 
 from neobert.config.optimizer import OptimizerConfig
 from neobert.config.scheduler import SchedulerConfig
 from neobert.config.schema import Bounds
-from neobert.config.trainer import LoopConfig
+from neobert.config.trainer import LoopConfig, StepConfig
 
 
 @dataclass(frozen=True)
-class ContrastiveTrainerConfig:
-    """The training loop's keys that contrastive training has.
+class ContrastiveTrainerConfig(StepConfig):
+    """How a contrastive step is computed, its batch, and how many there are.
 
     A step is one global batch whose pairs are each other's negatives, so it is not accumulated from micro-batches;
     ``contrastive.mini_batch_size`` is what saves memory.
@@ -23,28 +23,6 @@ class ContrastiveTrainerConfig:
     num_train_epochs: Annotated[
         float | None, "Length in passes over the pairs, instead of max_steps.", Bounds(gt=0)
     ] = 1.0
-    mixed_precision: Annotated[
-        Literal["no", "fp32", "bf16"], "Precision of matrix products: no and fp32 are single precision."
-    ] = "no"
-    torch_compile: Annotated[bool, "Compile the encoder with torch.compile, for batches of any size."] = False
-    torch_compile_backend: Annotated[Literal["inductor", "aot_eager", "eager"], "Backend of torch.compile."] = (
-        "inductor"
-    )
-    gradient_checkpointing: Annotated[
-        bool, "Recompute each layer in the backward pass; saves memory within a mini-batch too."
-    ] = False
-    gradient_clipping: Annotated[
-        float | None, "Largest gradient norm; larger ones are scaled down to it. Null does not clip.", Bounds(gt=0)
-    ] = 1.0
-    max_skipped_steps: Annotated[
-        int, "Stop after this many skipped steps in a row (non-finite loss or gradient).", Bounds(ge=1)
-    ] = 10
-    deterministic: Annotated[
-        bool, "Use only bitwise repeatable kernels on a GPU (slower; a CPU run is always repeatable)."
-    ] = False
-    eval_steps: Annotated[
-        int | None, "Evaluate every this many steps; null evaluates at the end only.", Bounds(ge=1)
-    ] = None
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if (self.max_steps is None) == (self.num_train_epochs is None):
@@ -62,14 +40,7 @@ class ContrastiveTrainerConfig:
             global_batch_size=self.global_batch_size,
             per_device_train_batch_size=self.global_batch_size // world,
             max_steps=self.steps(pairs),
-            mixed_precision=self.mixed_precision,
-            torch_compile=self.torch_compile,
-            torch_compile_backend=self.torch_compile_backend,
-            gradient_checkpointing=self.gradient_checkpointing,
-            gradient_clipping=self.gradient_clipping,
-            max_skipped_steps=self.max_skipped_steps,
-            deterministic=self.deterministic,
-            eval_steps=self.eval_steps,
+            **{f.name: getattr(self, f.name) for f in fields(StepConfig)},
         )
 
 
