@@ -1,13 +1,20 @@
 """Trap 5: one optimizer step does not depend on how its batch is split; and what an unsound step leaves behind."""
 
 import json
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from neobert.config.optimizer import OptimizerConfig
+from neobert.config.runtime import DistributedConfig
 from neobert.config.trainer import TrainerConfig
 from neobert.errors import PipelineError
-from neobert.training.optimizer import parameter_groups
+from neobert.training.distributed import Workers
+from neobert.training.optimizer import build_optimizer, parameter_groups
+from neobert.training.step import TrainStep
+from neobert.training.timing import Timing
 from neobert.training.trainer import accumulation_steps
 from tests.training import tiny
 from tests.training.poison import Poisonable, Poisoned
@@ -54,6 +61,19 @@ def test_norms_biases_and_embeddings_are_not_decayed():
 
 LOG = {"logging_steps": 1}
 FLAT = {"name": "constant"}
+
+
+@pytest.mark.parametrize("name", get_args(get_type_hints(OptimizerConfig)["name"]))
+def test_an_update_reads_nothing_back_from_the_device(name):
+    """A fake tensor has no values: reading one, which on a GPU makes the host wait, raises."""
+    config, workers = TrainerConfig(**{**tiny.TRAINER, "skip_spikes": True}), Workers(DistributedConfig(), "no")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        objective = tiny.objective()
+        optimizer = build_optimizer(objective, OptimizerConfig(name=name))
+        step = TrainStep(objective, objective, optimizer, workers, config, Timing(workers.device, False), lambda: None)
+        for parameter in step.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        step._update(1e-3, 5, {"loss": torch.zeros((), dtype=torch.float64)})
 
 
 def test_a_non_finite_step_is_skipped_and_counted_and_changes_nothing(tmp_path):
