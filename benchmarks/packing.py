@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from neobert.packing.cut import plan_window, split_documents
 from neobert.packing.pack import HEAD, fill_rows, read_tokens
-from neobert.packing.plan import plan_rows, rows_lower_bound, split_documents
+from neobert.packing.plan import plan_rows, rows_lower_bound
 
 WINDOW = 65_536
 LENGTH = 1024
@@ -49,10 +50,9 @@ def against_trl(document: np.ndarray) -> dict[str, Any]:
     made: dict[str, float] = {}
 
     def ours() -> None:
-        pieces = split_documents(document, LENGTH - 2)
-        plan = plan_rows(pieces.length + 2, LENGTH)
-        _, _, segments = fill_rows(flat, pieces.length, np.arange(len(pieces.length)), plan, LENGTH, 0)
-        made["ours"] = 1 - float(segments.sum()) / (plan.rows * LENGTH)
+        window = plan_window(document, LENGTH)
+        _, _, segments = fill_rows(flat, *window, LENGTH, 0)
+        made["ours"] = 1 - float(segments.sum()) / (window.plan.rows * LENGTH)
 
     peer = trl_packer(document, tokens, made)
     rounds = [(cpu(ours), cpu(peer) if peer else None) for _ in range(5)]
@@ -108,18 +108,19 @@ def plan_seconds(documents: int) -> float:
     return round(time.perf_counter() - start, 3)
 
 
-def corpus_fill(tokens: Path) -> dict[str, float]:
-    """Share of row positions that hold tokens, by row length, over the real windows in ``tokens``."""
-    shards = sorted((tokens / "train").glob("*.arrow"))
-    fills = {}
+def corpus_fill(tokens: Path) -> dict[str, dict[str, float]]:
+    """By row length, over the real windows in ``tokens``: the share of positions that hold tokens, and of segments more
+    than the fewest."""
+    shards = [read_tokens(shard)[1] for shard in sorted((tokens / "train").glob("*.arrow"))]
+    fills, more = {}, {}
     for length in (128, 256, 512, 1024, 2048):
-        used = rows = 0
-        for shard in shards:
-            pieces = split_documents(read_tokens(shard)[1], length - 2).length + 2
-            used += int(pieces.sum())
-            rows += plan_rows(pieces, length).rows
-        fills[str(length)] = round(used / (rows * length), 6)
-    return fills if shards else {}
+        windows = [plan_window(shard, length) for shard in shards]
+        used = sum(int((window.lengths + 2).sum()) for window in windows)
+        fewest = sum(len(split_documents(shard, length - 2).length) for shard in shards)
+        if shards:
+            fills[str(length)] = round(used / (sum(window.plan.rows for window in windows) * length), 6)
+            more[str(length)] = round(sum(len(window.lengths) for window in windows) / fewest - 1, 6)
+    return {"fill_by_length": fills, "segments_more_by_length": more}
 
 
 def corpus_window(tokens: Path) -> np.ndarray:
@@ -133,13 +134,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=Path, default=Path("data/tokens"), help="token shards of the default corpus")
     parser.add_argument("--plan-documents", type=int, default=10_000_000)
     args = parser.parse_args()
-    fills = corpus_fill(args.tokens)
+    corpus = corpus_fill(args.tokens)
+    fills = corpus["fill_by_length"]
     figures = against_trl(corpus_window(args.tokens)) if fills else {}
     synthetic = against_trl(lengths(WINDOW, 0, 20_000))
     figures = {**synthetic, **figures, **{f"{name}_synthetic": value for name, value in synthetic.items()}}
     figures |= {
         "fill": fills.get(str(LENGTH), round(1 - figures["padding"], 6)),
-        "fill_by_length": fills,
+        **corpus,
         "bins_over_bound": bins_over_bound(),
         "plan_10m_docs_s": plan_seconds(args.plan_documents),
     }

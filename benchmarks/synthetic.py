@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from neobert.packing.plan import best_fit_decreasing, split_documents
+from neobert.packing.cut import split_documents
+from neobert.packing.plan import best_fit_decreasing
 
 PAD, CLS, SEP, MASK, FIRST = 0, 1, 2, 3, 5
 

@@ -1,6 +1,6 @@
 """One token shard -> one shard of packed rows (Arrow IPC stream, one record batch, uncompressed).
 
-A token shard is the window that is planned: windows of tens of thousands of documents leave about 1 token in 10,000
+A token shard is the window that is planned: windows of tens of thousands of documents leave 1 to 4 positions in 10,000
 unused, so no global packing is needed and shards are independent. Rows come out of the planner sorted by how many
 segments they hold, so they are permuted by seed, or step time and gradients would drift over an epoch.
 Every piece gets its own CLS and SEP. Memory: the window's tokens twice. Cost: about 600 million
@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from neobert.errors import PipelineError
+from neobert.packing.cut import plan_window
 from neobert.packing.mixture import choose_documents
 from neobert.packing.order import hash_stream
-from neobert.packing.plan import Plan, plan_rows, split_documents
+from neobert.packing.plan import Plan
 from neobert.packing.shards import view
 
 # What stands between pieces: offsets into the head of the token buffer, and how many ids.
@@ -58,11 +59,9 @@ def pack_shard(
         mixture_tokens by part.
     """
     flat, lengths = read_tokens(shard, [special_ids[role] for role in HEAD])
-    pieces = split_documents(lengths, max_length - 2)
     chosen, by_part = choose_documents(lengths, mixture, seed)
-    selected = pieces_of(chosen, pieces.document, len(lengths))
-    plan = plan_rows(pieces.length[selected] + 2, max_length)
-    ids, counts, segments = fill_rows(flat, pieces.length, selected, plan, max_length, seed)
+    pieces, selected, plan = plan_window(lengths, max_length, chosen if mixture else None)
+    ids, counts, segments = fill_rows(flat, pieces, selected, plan, max_length, seed)
     write_rows(path, ids, pa.from_numpy_dtype(flat.dtype), max_length, counts, segments)
     tokens = int(segments.sum())
     return {
@@ -74,14 +73,6 @@ def pack_shard(
         "lower_bound": -(-tokens // max_length),
         "mixture_tokens": by_part,
     }
-
-
-def pieces_of(chosen: np.ndarray, document: np.ndarray, documents: int) -> np.ndarray:
-    """Numbers of the pieces of the ``chosen`` documents (repeats included), where ``document`` [P] has each piece's."""
-    count = np.bincount(document, minlength=documents)
-    first = np.cumsum(count) - count
-    counts = count[chosen]
-    return np.repeat(first[chosen] - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
 
 
 def fill_rows(

@@ -5,8 +5,7 @@ one length are alike, and rows with one remaining capacity are alike, so whole r
 counting sort plus a step a (length, capacity) pair, about 0.1 s for a million pieces, where a heap or a segment tree
 pays a logarithm a piece. ``exact_fill`` spares short pieces to close the slivers that best fit leaves; on windows of
 30,000 documents it reached the lower bound itself at 1024 tokens a row, where best fit needs 4 rows in 10,000 more.
-Documents longer than a row are cut into pieces beforehand: nothing is truncated, no tail is tiny.
-Source: Johnson 1973 (BFD); Ding et al. 2024, "Fewer Truncations Improve Language Modeling" (no truncation).
+Source: Johnson 1973 (BFD).
 """
 
 import bisect
@@ -18,36 +17,6 @@ from neobert.errors import PipelineError
 
 SHORTEST = (20, 60)  # of so many pieces one is shorter than those that slivers are kept open for
 ENOUGH = 1.0001  # times the lower bound: not worth another try
-
-
-class Pieces(NamedTuple):
-    """Parts of documents, in the order of the documents; [P] each."""
-
-    document: np.ndarray  # int64, index of the document
-    start: np.ndarray  # int64, first token inside the document
-    length: np.ndarray  # int64, tokens, without CLS and SEP
-
-
-def split_documents(lengths: np.ndarray, capacity: int) -> Pieces:
-    """Cut documents of ``lengths`` tokens into the fewest pieces of at most ``capacity``, all whole but the last.
-
-    Where the last would be shorter than a sixteenth of a row, the last two share their tokens equally. (All pieces of
-    equal length would be longer than half a row, no two of which fit together: rows came out 0.89 full at 128.)
-    """
-    lengths = np.asarray(lengths, dtype=np.int64)
-    count = -(-lengths // capacity)  # an empty document has no piece
-    document = np.repeat(np.arange(len(lengths)), count)
-    first = np.cumsum(count) - count
-    ordinal = np.arange(len(document)) - first[document]
-    start = ordinal * capacity
-    length = np.minimum(capacity, lengths[document] - start)
-    last = first + count - 1
-    tail = lengths - (count - 1) * capacity
-    short = last[(count >= 2) & (tail < capacity // 16)]
-    both = length[short] + length[short - 1]
-    length[short], length[short - 1] = both // 2, both - both // 2
-    start[short] = start[short - 1] + length[short - 1]
-    return Pieces(document, start, length)
 
 
 class Plan(NamedTuple):
@@ -118,6 +87,12 @@ def exact_fill(lengths: np.ndarray, capacity: int, shortest: int = SHORTEST[0]) 
     return state.plan()
 
 
+def longest_first(lengths: np.ndarray, capacity: int) -> np.ndarray:
+    """Pieces from long to short (of at most ``capacity``), those of one length in order; int64 [P]."""
+    narrow = np.int16 if capacity < 1 << 15 else np.int32
+    return np.argsort(np.negative(np.asarray(lengths).astype(narrow)), kind="stable")  # a radix sort for 16 bits
+
+
 class _Filling:
     """Rows while they are filled: ranges of alike rows by the capacity that they have left."""
 
@@ -127,8 +102,7 @@ class _Filling:
             raise PipelineError(
                 f"a piece of {lengths.min()} to {lengths.max()} tokens does not fit a row of {capacity}"
             )
-        narrow = np.int16 if capacity < 1 << 15 else np.int32
-        self.order = np.argsort(np.negative(lengths.astype(narrow)), kind="stable")  # a radix sort for 16 bits
+        self.order = longest_first(lengths, capacity)
         counts = np.bincount(lengths, minlength=capacity + 1)
         self.next = (len(lengths) - np.cumsum(counts)).tolist()  # in `order`: the next piece of each length
         self.counts = counts.tolist()  # pieces of each length still to be placed
@@ -205,7 +179,7 @@ def _pattern(counts: list[int], room: int, small: int) -> dict[int, int]:
     pattern: dict[int, int] = {}
     left, length = room, small
     while left:
-        if left <= 2 * small and (ends := _exact(counts, pattern, left, small)):
+        if left <= 2 * small and (ends := exact_sum(counts, pattern, left, small)):
             for end in ends:
                 pattern[end] = pattern.get(end, 0) + 1
             break
@@ -219,8 +193,8 @@ def _pattern(counts: list[int], room: int, small: int) -> dict[int, int]:
     return pattern
 
 
-def _exact(counts: list[int], pattern: dict[int, int], left: int, small: int) -> tuple[int, ...]:
-    """One or two small pieces of ``left`` tokens together, besides those in ``pattern``; none where there are none."""
+def exact_sum(counts: list[int], pattern: dict[int, int], left: int, small: int) -> tuple[int, ...]:
+    """One or two pieces up to ``small`` long, ``left`` together, besides ``pattern``; none where there are none."""
     if left <= small and counts[left] > pattern.get(left, 0):
         return (left,)
     for a in range(min(left - 1, small), (left - 1) // 2, -1):

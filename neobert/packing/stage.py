@@ -12,7 +12,7 @@ from neobert.io import fingerprint, read_manifest
 from neobert.jobs import Engine, Job, code_hash, publish, run_jobs
 
 log = logging.getLogger(__name__)
-MODULES = ("neobert.packing.pack", "neobert.packing.plan", "neobert.packing.order", "neobert.packing.mixture")
+MODULES = tuple(f"neobert.packing.{name}" for name in ("pack", "cut", "plan", "order", "mixture"))
 
 
 def pack_jobs(tokens: Path, split: str, config: PackingConfig, seed: int) -> list[Job]:
