@@ -34,7 +34,9 @@ def scores_of(config: ContrastiveConfig, seed: int, evaluation: EvaluationConfig
     """Fine-tune with `seed` and score the result on the local retrieval tasks."""
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        places = Places(Path("data/pairs"), Path("models/long_context"), Path("data/tokens"), scratch)
+        places = Places(
+            Path("data/pairs"), Path("models/long_context"), Path("data/tokenizer"), Path("data/tokens"), scratch
+        )
         runtime = dataclasses.replace(load(RuntimeConfig, "runtime"), save_steps=None, logging_steps=50)
         done = finetune(config, places, runtime=runtime, seed=seed, world=1)
         done.start.save(scratch / "model", done.result.state_dict)

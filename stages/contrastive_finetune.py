@@ -1,4 +1,4 @@
-"""Stage contrastive_finetune: models/long_context and data/pairs -> models/contrastive, reports/contrastive."""
+"""Stage contrastive_finetune: contrastive.pretrained_from, data/pairs -> models/contrastive, reports/contrastive."""
 
 import os
 from pathlib import Path
@@ -22,7 +22,13 @@ def main() -> None:
     with open_scratch("contrastive_finetune", describe("contrastive_finetune")) as scratch:
         done = finetune(
             config,
-            Places(Path("data/pairs"), Path("models/long_context"), Path("data/tokens"), scratch),
+            Places(
+                Path("data/pairs"),
+                Path(config.pretrained_from),
+                Path("data/tokenizer"),
+                Path("data/tokens"),
+                scratch,
+            ),
             runtime=runtime,
             seed=load_seed(),
             world=int(os.environ.get("WORLD_SIZE", "1")),

@@ -5,19 +5,24 @@ import shutil
 from pathlib import Path
 
 from neobert.config.evaluation import EvaluationConfig
-from neobert.config.load import load, load_seed
+from neobert.config.load import load, load_seed, read_params
 from neobert.evaluation.evaluate import ModelPaths, evaluate
 from neobert.evaluation.report import table, write_reports
 from neobert.evaluation.run import write_results
 from stages.stage import run
 
-PATHS = ModelPaths(Path("models/long_context"), Path("models/contrastive"), Path("models/export"))
 REPORTS = Path("reports")
+
+
+def model_paths() -> ModelPaths:
+    """The models of this pipeline; the baseline is the one that fine-tuning started from."""
+    pretrained = Path(read_params()["contrastive"]["pretrained_from"])  # dvc.yaml needs the key there, too
+    return ModelPaths(pretrained, Path("models/contrastive"), Path("models/export"))
 
 
 def main() -> None:
     config = load(EvaluationConfig, "evaluation")
-    scores, rows = evaluate(config, PATHS, load_seed())
+    scores, rows = evaluate(config, model_paths(), load_seed())
     shutil.rmtree(REPORTS / "evaluate", ignore_errors=True)
     write_results(REPORTS / "evaluate", scores)
     write_reports(REPORTS, scores.by_model, rows, config.headline_task)

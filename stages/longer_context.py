@@ -1,4 +1,4 @@
-"""Go on pretraining at a longer context: models/pretrained, data/packed_long -> models/long_context.
+"""Go on pretraining at a longer context: longer_context.pretrained_from, data/packed_long -> models/long_context.
 
 The same trainer on other data: weights come in, optimizer and schedule start anew.
 """
@@ -9,13 +9,11 @@ from neobert.config.dataset import DatasetConfig
 from neobert.config.load import load, load_seed
 from neobert.config.longer_context import LongerContextConfig
 from neobert.config.runtime import RuntimeConfig
-from neobert.model.storage import load_model
+from neobert.model.pretrained import open_pretrained
 from neobert.training.launch import on_all_devices
 from neobert.training.phase import Phase
 from neobert.training.scratch import describe, open_scratch
 from stages.stage import run
-
-PRETRAINED = Path("models/pretrained")
 
 
 def main() -> None:
@@ -24,7 +22,7 @@ def main() -> None:
     phase = Phase(
         stage="longer_context",
         packed=Path("data/packed_long"),
-        tokenizer=PRETRAINED / "tokenizer",
+        tokenizer=Path("data/tokenizer"),
         out=Path("models/long_context"),
         reports=Path("reports/longer_context"),
         dataset=load(DatasetConfig, "dataset"),
@@ -38,7 +36,8 @@ def main() -> None:
     if on_all_devices("stages.longer_context", phase.runtime.distributed):
         return
     with open_scratch(phase.stage, describe(phase.stage)) as scratch:
-        model, info, _ = load_model(PRETRAINED)
+        key = "longer_context.pretrained_from"
+        model, info = open_pretrained(key, config.pretrained_from, phase.tokenizer)
         phase.run(model, info, scratch)
 
 

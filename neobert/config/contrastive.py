@@ -76,8 +76,13 @@ class EmbeddingWarmupConfig:
 class ContrastiveConfig:
     """Loss, batches, pooling and training of the embedding model."""
 
+    pretrained_from: Annotated[
+        str,
+        "The model directory that fine-tuning starts from: the longer context's, another of this pipeline, or a "
+        "Hugging Face directory (EuroBERT, NeoBERT, an export).",
+    ] = "models/long_context"
     allow_random_weights: Annotated[
-        bool, "Start from random weights instead of models/long_context: an experiment's baseline, else refused."
+        bool, "Start from random weights of that model's shape instead: an experiment's baseline, else refused."
     ] = False
     pooling: Annotated[Literal["mean", "cls", "max"], "How token vectors become one."] = "mean"
     normalize: Annotated[bool, "Give the model's embeddings unit length (the loss uses cosines either way)."] = True

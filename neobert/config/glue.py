@@ -53,7 +53,9 @@ class GlueConfig:
         "Directory with <task>/train.jsonl and <task>/validation.jsonl (mnli: validation_matched and "
         "validation_mismatched) in GLUE's columns; null takes nyu-mll/glue from the hub.",
     ] = None
-    pretrained_model_path: Annotated[str, "The model directory that is fine-tuned."] = "models/long_context"
+    pretrained_model_path: Annotated[
+        str, "The model directory, of this pipeline or Hugging Face's, that is fine-tuned."
+    ] = "models/long_context"
     allow_random_weights: Annotated[
         bool, "Start from random weights of that shape instead: what the pretraining is worth."
     ] = False

@@ -14,8 +14,13 @@ from neobert.config.trainer import TrainerConfig
 
 @dataclass(frozen=True)
 class LongerContextConfig:
-    """Sections of the longer-context phase; the weights come from pretraining, the rest starts anew."""
+    """Sections of the longer-context phase; only the weights are taken over, the rest starts anew."""
 
+    pretrained_from: Annotated[
+        str,
+        "The model directory that this phase starts from: pretraining's, another of this pipeline, or a Hugging Face "
+        "directory (EuroBERT, NeoBERT, an export).",
+    ] = "models/pretrained"
     packing: Annotated[PackingConfig, "Rows of the longer context (see packing)."] = field(
         default_factory=PackingConfig
     )

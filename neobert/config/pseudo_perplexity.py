@@ -11,7 +11,9 @@ from neobert.config.schema import Bounds
 class PseudoPerplexityConfig:
     """Section ``pseudo_perplexity`` (an optional stage)."""
 
-    pretrained_model_path: Annotated[str, "The model directory that is measured."] = "models/long_context"
+    pretrained_model_path: Annotated[
+        str, "The model directory, of this pipeline or Hugging Face's, that is measured."
+    ] = "models/long_context"
     dataset_path: Annotated[
         str, "Held-out text: a directory of Parquet shards, or one .parquet, .jsonl or .txt file (a document a line)."
     ] = "data/corpus/validation"

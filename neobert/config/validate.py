@@ -36,6 +36,8 @@ SECTIONS = {
 
 
 EMBEDDED = "data/embedded/"
+# What the pipeline itself makes, and the model of which it makes it.
+PRETRAINED, LONG_CONTEXT = "models/pretrained", "models/long_context"
 
 
 def section_class(key: str) -> type:
@@ -69,6 +71,7 @@ def contradictions(sections: dict[str, Any]) -> list[str]:
     """Rules between sections; each line names both keys, their values and the rule."""
     return [
         *_lengths(sections),
+        *_starts(sections),
         *_vocabulary(sections),
         *_embedded(sections),
         *_decontaminated(sections),
@@ -78,15 +81,38 @@ def contradictions(sections: dict[str, Any]) -> list[str]:
 
 def _lengths(sections: dict[str, Any]) -> Iterator[str]:
     limit = sections["model"].max_position_embeddings
-    lengths = {
-        "packing.max_length": sections["packing"].max_length,
-        "longer_context.packing.max_length": sections["longer_context"].packing.max_length,
-        "contrastive_data.max_query_length": sections["contrastive_data"].max_query_length,
-        "contrastive_data.max_document_length": sections["contrastive_data"].max_document_length,
-    }
+    lengths = {"packing.max_length": sections["packing"].max_length}
+    # A phase that starts from another model is bound by that one's positions, which the phase itself checks.
+    own = sections["longer_context"].pretrained_from == PRETRAINED
+    if own:
+        lengths["longer_context.packing.max_length"] = sections["longer_context"].packing.max_length
+    start = sections["contrastive"].pretrained_from
+    if start == PRETRAINED or (start == LONG_CONTEXT and own):
+        lengths["contrastive_data.max_query_length"] = sections["contrastive_data"].max_query_length
+        lengths["contrastive_data.max_document_length"] = sections["contrastive_data"].max_document_length
     for key, length in lengths.items():
         if length > limit:
             yield f"{key}: {length} must be at most model.max_position_embeddings ({limit})"
+
+
+def _starts(sections: dict[str, Any]) -> Iterator[str]:
+    """A directory to start from that no stage makes must be there, or be one that DVC can fetch."""
+    made = {"longer_context": (PRETRAINED,), "contrastive": (PRETRAINED, LONG_CONTEXT)}
+    for section, own in made.items():
+        source = sections[section].pretrained_from
+        if source not in own and not Path(source).is_dir() and not Path(f"{source}.dvc").is_file():
+            yield missing_directory(f"{section}.pretrained_from", source)
+
+
+def missing_directory(key: str, source: str) -> str:
+    """What to do about a model to start from that is no directory; a hub's id is told by its one slash."""
+    if source.count("/") == 1 and not source.startswith((".", "~", "/", "data/", "models/")):
+        target = f"models/{source.rsplit('/', 1)[-1].lower()}"
+        return (
+            f"{key}: {source} is no directory. DVC tracks directories, so download the hub's model into one, `hf "
+            f"download {source} --local-dir {target}`, and set {key} to {target}"
+        )
+    return f"{key}: {source} is no directory; name a model directory of this pipeline or a Hugging Face directory"
 
 
 def _vocabulary(sections: dict[str, Any]) -> Iterator[str]:

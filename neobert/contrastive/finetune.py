@@ -1,4 +1,4 @@
-"""Contrastive fine-tuning: the longer-context encoder becomes an embedding model.
+"""Contrastive fine-tuning: a pretrained encoder becomes an embedding model.
 
 Steps: load the encoder (or, on the user's word, draw random weights), set token weights, warm up the embedding table,
 train with the contrastive loss. Both trainings are the pipeline's one loop, so both resume exactly.
@@ -28,7 +28,8 @@ from neobert.errors import PipelineError
 from neobert.model.embedding import EmbeddingModel
 from neobert.model.heads import MaskedLM
 from neobert.model.ngpt import normalize_weights
-from neobert.model.storage import EmbeddingInfo, ModelInfo, load_model, read_info, save_model
+from neobert.model.pretrained import open_pretrained
+from neobert.model.storage import EmbeddingInfo, ModelInfo, save_model
 from neobert.training.launch import is_main_process
 from neobert.training.trainer import TrainResult, train
 
@@ -56,28 +57,26 @@ class Start:
         save_model(directory, state, self.info, self.tokenizer_dir)
 
 
-def start_from(directory: Path, pairs: Pairs, config: ContrastiveConfig, seed: int) -> Start:
-    """The encoder of the model directory, or random weights of its architecture where the config allows them.
+def start_from(directory: Path, tokenizer_dir: Path, pairs: Pairs, config: ContrastiveConfig, seed: int) -> Start:
+    """The model of ``directory``, or random weights of its architecture where the config allows them.
 
     Raises:
-        PipelineError: the weights do not match, key by key; the pairs were made with another tokenizer or are longer
-            than the model reads.
+        PipelineError: the directory cannot be used (see ``open_pretrained``); the pairs were made with another
+            tokenizer or are longer than the model reads.
     """
-    info = read_info(directory)
+    model, info = open_pretrained("contrastive.pretrained_from", directory, tokenizer_dir)
     manifest = pairs.manifest
     if manifest["tokenizer_sha256"] != info.tokenizer_sha256:
-        raise PipelineError(f"{directory} and data/pairs have different tokenizers; run `dvc repro`")
+        raise PipelineError(f"{tokenizer_dir} and data/pairs have different tokenizers; run `dvc repro`")
     for key in ("max_query_length", "max_document_length"):
         if manifest[key] > info.max_length:
             raise PipelineError(
                 f"contrastive_data.{key} ({manifest[key]}) is more than {directory} reads ({info.max_length} tokens)"
             )
-    torch.manual_seed(seed)
     if config.allow_random_weights:
         log.warning("contrastive.allow_random_weights: starting from RANDOM weights, not from %s", directory)
+        torch.manual_seed(seed)
         model = MaskedLM(info.model, info.vocab_size, info.pad_token_id)
-    else:
-        model, info, _ = load_model(directory)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = config.dropout
@@ -90,7 +89,7 @@ def start_from(directory: Path, pairs: Pairs, config: ContrastiveConfig, seed: i
         prompts={name: text for name, text in manifest["prompts"].items() if text},
         token_weights=config.token_weights != "none",
     )
-    return Start(model, embedder, dataclasses.replace(info, embedding=embedding), directory / "tokenizer")
+    return Start(model, embedder, dataclasses.replace(info, embedding=embedding), tokenizer_dir)
 
 
 @dataclass(frozen=True)
@@ -108,6 +107,7 @@ class Places:
 
     pairs: Path
     pretrained: Path
+    tokenizer: Path
     tokens: Path
     scratch: Path
 
@@ -168,7 +168,7 @@ def finetune(config: ContrastiveConfig, places: Places, *, runtime: RuntimeConfi
     """
     pairs, validation = Pairs(places.pairs, "train"), Pairs(places.pairs, "validation")
     _check_batch_sizes(config, pairs)
-    start = start_from(places.pretrained, pairs, config, seed)
+    start = start_from(places.pretrained, places.tokenizer, pairs, config, seed)
     loss = make_loss(config, start.info.model.hidden_size)
     evaluate = None
     if validation.rows:

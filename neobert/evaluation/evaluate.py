@@ -22,6 +22,7 @@ from neobert.evaluation.models import SAMPLE, EncodeSettings, finetuned, open_mo
 from neobert.evaluation.named_tasks import named_tasks, require_data
 from neobert.evaluation.report import TaskRow
 from neobert.evaluation.run import Scores, run_tasks
+from neobert.model.storage import TOKENIZER
 
 log = logging.getLogger(__name__)
 BM25_TYPES = ("retrieval", "reranking")
@@ -49,10 +50,13 @@ class Contestant:
 def contestants(config: EvaluationConfig, paths: ModelPaths, texts: list[str], seed: int) -> list[Contestant]:
     """Baselines, the fine-tuned model, third parties: the order of the reports' columns."""
     settings = EncodeSettings.of(config)
+    tokenizer = paths.finetuned / TOKENIZER  # the pipeline's; what fine-tuning started from may be a foreign directory
     baselines = {
         "bm25": Contestant("bm25", BM25Search, BM25_TYPES),
-        "untrained": Contestant("untrained", lambda: untrained(paths.pretrained, seed, settings)),
-        "pretrained": Contestant("pretrained", lambda: pretrained(paths.pretrained, settings)),
+        "untrained": Contestant("untrained", lambda: untrained(paths.pretrained, tokenizer, seed, settings)),
+        "pretrained": Contestant(
+            "pretrained", lambda: pretrained("contrastive.pretrained_from", paths.pretrained, tokenizer, settings)
+        ),
     }
     found = [baselines[name] for name in ("bm25", "untrained", "pretrained") if name in config.baselines]
     found.append(Contestant("finetuned", lambda: finetuned(paths.finetuned, paths.export, texts, settings), named=True))

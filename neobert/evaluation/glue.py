@@ -27,7 +27,8 @@ from neobert.model.batch import FlatBatch, flatten
 from neobert.model.encoder import Encoder
 from neobert.model.heads import MaskedLM, SequenceClassifier
 from neobert.model.init import initialise
-from neobert.model.storage import ModelInfo, load_model
+from neobert.model.pretrained import open_pretrained, own_tokenizer
+from neobert.model.storage import ModelInfo
 from neobert.progress import progress
 from neobert.training.optimizer import build_optimizer
 from neobert.training.schedule import multiplier
@@ -54,8 +55,9 @@ def run_glue(config: GlueConfig, seed: int) -> list[Run]:
         PipelineError: the model directory or the examples of a task cannot be read (before any training), or a
             training diverged.
     """
-    model, info, _ = load_model(config.pretrained_model_path)
-    tokenizer = AutoTokenizer.from_pretrained(Path(config.pretrained_model_path) / "tokenizer")
+    path = Path(config.pretrained_model_path)
+    model, info = open_pretrained("glue.pretrained_model_path", path, own_tokenizer(path))
+    tokenizer = AutoTokenizer.from_pretrained(own_tokenizer(path))
     length = min(config.max_seq_length, info.max_length)
     source = config.transfer_from_task
     names = [name for name in config.task_names() if name != source]

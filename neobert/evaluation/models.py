@@ -26,7 +26,8 @@ from neobert.evaluation.protocol import MTEBEncoder, model_meta, weights_revisio
 from neobert.io import fingerprint
 from neobert.model.embedding import EmbeddingModel
 from neobert.model.heads import MaskedLM
-from neobert.model.storage import TOKENIZER_INFO, ModelInfo, load_embedding_model, load_model, read_info
+from neobert.model.pretrained import open_pretrained
+from neobert.model.storage import TOKENIZER, TOKENIZER_INFO, ModelInfo, load_embedding_model, read_info
 from neobert.network import probe_hub
 
 log = logging.getLogger(__name__)
@@ -55,8 +56,8 @@ class EncodeSettings:
         )
 
 
-def text_encoder(embedder: EmbeddingModel, directory: Path, info: ModelInfo, settings: EncodeSettings) -> TextEncoder:
-    """Our encoder over ``embedder`` with the tokenizer of the model directory.
+def text_encoder(embedder: EmbeddingModel, tokenizer: Path, info: ModelInfo, settings: EncodeSettings) -> TextEncoder:
+    """Our encoder over ``embedder`` with the tokenizer of a directory.
 
     Raises:
         PipelineError: ``evaluation.max_length`` is more than the model was made for.
@@ -64,12 +65,12 @@ def text_encoder(embedder: EmbeddingModel, directory: Path, info: ModelInfo, set
     limit = info.max_length
     if settings.max_length is not None and settings.max_length > limit:
         raise PipelineError(
-            f"evaluation.max_length: {settings.max_length} is more than the model's {limit} ({directory})"
+            f"evaluation.max_length: {settings.max_length} is more than the model's {limit} ({tokenizer.parent})"
         )
     length = settings.max_length or limit
     return TextEncoder(
         embedder,
-        AutoTokenizer.from_pretrained(directory / "tokenizer"),
+        AutoTokenizer.from_pretrained(tokenizer),
         max_length=length,
         tokens_per_batch=settings.batch_size * length,
         device=settings.device,
@@ -77,21 +78,23 @@ def text_encoder(embedder: EmbeddingModel, directory: Path, info: ModelInfo, set
     )
 
 
-def untrained(directory: Path, seed: int, settings: EncodeSettings) -> MTEBEncoder:
+def untrained(directory: Path, tokenizer: Path, seed: int, settings: EncodeSettings) -> MTEBEncoder:
     """The model of ``directory`` with fresh random weights: what its shape and tokenizer alone are worth."""
-    _, info, _ = load_model(directory)
+    _, info = open_pretrained("contrastive.pretrained_from", directory, tokenizer)
     torch.manual_seed(seed)
     encoder = MaskedLM(info.model, info.vocab_size, info.pad_token_id).encoder
     embedder = EmbeddingModel(encoder, settings.pooling, True, token_weights=False)
     revision = fingerprint(["untrained", seed, info.tokenizer_sha256, repr(info.model)])
-    return MTEBEncoder(text_encoder(embedder, directory, info, settings), "untrained", revision, settings.prompts or {})
+    return MTEBEncoder(text_encoder(embedder, tokenizer, info, settings), "untrained", revision, settings.prompts or {})
 
 
-def pretrained(directory: Path, settings: EncodeSettings, label: str = "pretrained") -> MTEBEncoder:
-    """A masked language model as it is, pooled by ``evaluation.mteb_pooling``."""
-    model, info, _ = load_model(directory)
+def pretrained(
+    key: str, directory: Path, tokenizer: Path, settings: EncodeSettings, label: str = "pretrained"
+) -> MTEBEncoder:
+    """A masked language model (named by the params' ``key``) as it is, pooled by ``evaluation.mteb_pooling``."""
+    model, info = open_pretrained(key, directory, tokenizer)
     embedder = EmbeddingModel(model.encoder, settings.pooling, True, token_weights=False)
-    encoder = text_encoder(embedder, directory, info, settings)
+    encoder = text_encoder(embedder, tokenizer, info, settings)
     return MTEBEncoder(encoder, label, weights_revision(directory), settings.prompts or {})
 
 
@@ -105,9 +108,11 @@ def finetuned(directory: Path, export: Path, texts: Sequence[str], settings: Enc
     if exported_dtype(export) == "BF16":  # the artefact's weights are the rounded ones
         embedder.encoder.to(torch.bfloat16).float()
     exact = EncodeSettings("cpu", torch.float32, settings.batch_size, None, None, settings.pooling)
-    check_export(text_encoder(copy.deepcopy(embedder), directory, info, exact), own_prompts(info), export, texts)
+    check_export(
+        text_encoder(copy.deepcopy(embedder), directory / TOKENIZER, info, exact), own_prompts(info), export, texts
+    )
     prompts = own_prompts(info) if settings.prompts is None else settings.prompts
-    encoder = text_encoder(embedder, directory, info, settings)
+    encoder = text_encoder(embedder, directory / TOKENIZER, info, settings)
     return MTEBEncoder(encoder, "finetuned", weights_revision(export), prompts)
 
 
@@ -162,10 +167,12 @@ def open_model(path: str, label: str, settings: EncodeSettings, trust_remote_cod
     if not (directory / TOKENIZER_INFO).is_file():
         return third_party(path, label, settings, trust_remote_code)
     if read_info(directory).embedding is None:
-        return pretrained(directory, settings, label)
+        return pretrained("evaluation.models", directory, directory / TOKENIZER, settings, label)
     embedder, info = load_embedding_model(directory)
     prompts = settings.prompts if settings.prompts is not None else own_prompts(info)
-    return MTEBEncoder(text_encoder(embedder, directory, info, settings), label, weights_revision(directory), prompts)
+    return MTEBEncoder(
+        text_encoder(embedder, directory / TOKENIZER, info, settings), label, weights_revision(directory), prompts
+    )
 
 
 def own_prompts(info: ModelInfo) -> dict[str, str]:

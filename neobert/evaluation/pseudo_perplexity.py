@@ -24,7 +24,8 @@ from neobert.errors import PipelineError
 from neobert.evaluation.jsonl import read_jsonl
 from neobert.model.batch import flatten
 from neobert.model.heads import MaskedLM
-from neobert.model.storage import ModelInfo, load_model
+from neobert.model.pretrained import open_pretrained, own_tokenizer
+from neobert.model.storage import ModelInfo
 from neobert.progress import progress
 
 POOL = 50
@@ -142,11 +143,12 @@ def measure(config: PseudoPerplexityConfig, seed: int) -> dict[str, Any]:
     Raises:
         PipelineError: the model or the text cannot be read, or ``max_length`` is more than the model allows.
     """
-    model, info, _ = load_model(config.pretrained_model_path)
+    path = Path(config.pretrained_model_path)
+    model, info = open_pretrained("pseudo_perplexity.pretrained_model_path", path, own_tokenizer(path))
     length = config.max_length or info.max_length
     if length > info.max_length:
         raise PipelineError(f"pseudo_perplexity.max_length: {length} is more than the model's {info.max_length}")
-    tokenizer = AutoTokenizer.from_pretrained(Path(config.pretrained_model_path) / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(own_tokenizer(path))
     texts = read_texts(Path(config.dataset_path), config.text_column, POOL * config.num_documents)
     encoded = tokenizer(texts, truncation=True, max_length=length, return_attention_mask=False)["input_ids"]
     documents = [np.array(ids, dtype=np.int64) for ids in encoded if len(ids) > 2]

@@ -38,20 +38,33 @@ def provenance(source: Path, info: ModelInfo) -> dict[str, str]:
     return found
 
 
-def lock_facts(lock: Path, without: Iterable[str]) -> dict[str, str]:
-    """Hashes of every out and of the params of every stage in ``dvc.lock`` but those named ``without``.
+def locked_upstream(lock: Path, out: str) -> dict[str, Any]:
+    """The stages of ``dvc.lock`` that ``out`` was made by, directly or not, in the lock's order.
 
+    A training may start from another directory than the stage before it makes; that stage is then none of these.
     Empty where there is no lock file (a stage run by hand).
     """
     if not lock.is_file():
         return {}
     stages: dict[str, Any] = YAML(typ="safe", pure=True).load(lock.read_text(encoding="utf-8")).get("stages", {})
-    kept = {name: stage for name, stage in stages.items() if name not in set(without)}
-    outs = {out["path"]: out["md5"] for stage in kept.values() for out in stage.get("outs", []) if "md5" in out}
+    maker = {entry["path"]: name for name, stage in stages.items() for entry in stage.get("outs", [])}
+    todo, found = [out], set()
+    while todo:
+        name = maker.get(todo.pop())
+        if name is not None and name not in found:
+            found.add(name)
+            todo.extend(dep["path"] for dep in stages[name].get("deps", []))
+    return {name: stage for name, stage in stages.items() if name in found}
+
+
+def lock_facts(stages: dict[str, Any]) -> dict[str, str]:
+    """Hashes of every out and data dependency, and of the params, of locked stages."""
+    entries = [e for stage in stages.values() for key in ("deps", "outs") for e in stage.get(key, []) if "md5" in e]
+    data = {e["path"]: e["md5"] for e in entries if not e["path"].startswith(("neobert/", "stages/"))}
     params = {
-        f"params of {name}": fingerprint(stage["params"])[:32] for name, stage in kept.items() if "params" in stage
+        f"params of {name}": fingerprint(stage["params"])[:32] for name, stage in stages.items() if "params" in stage
     }
-    return {**dict(sorted(outs.items())), **dict(sorted(params.items()))}
+    return {**dict(sorted(data.items())), **dict(sorted(params.items()))}
 
 
 def metric_facts(reports: Path, stages: Iterable[str]) -> dict[str, str]:

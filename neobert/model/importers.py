@@ -1,6 +1,7 @@
-"""Start from other people's weights: Hugging Face directories converted, exactly, into model directories of ours.
+"""Other people's weights: Hugging Face directories converted, exactly, into our encoder's names.
 
-Three layouts, told apart by ``model_type`` in ``config.json``:
+Three layouts, told apart by ``model_type`` in ``config.json``; only weights and configuration are read, and no code
+of the directory is run:
 
 - ``eurobert``: transformers' native class. q, k, v are joined; grouped keys and values are repeated for each head of
   their group, which is the same function.
@@ -9,118 +10,81 @@ Three layouts, told apart by ``model_type`` in ``config.json``:
   a bias; both are kept.
 - ``neobert_pipeline``: our own export with its modelling code; names are ours.
 
-No pickle is read: weights must be safetensors. Cost: one copy of the weights.
+Every tensor must be used and none may be missing. No pickle is read: weights must be safetensors. Cost: one more copy
+of the weights in memory.
 """
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
 
 from neobert.config.model import ModelConfig
 from neobert.errors import PipelineError
-from neobert.io import read_json, sha256_file
-from neobert.model.storage import CONFIG, ModelInfo, save_model
+from neobert.io import read_json
+from neobert.model.storage import CONFIG, TIED
 
 log = logging.getLogger(__name__)
 State = dict[str, torch.Tensor]
-ROLES = ("pad", "cls", "sep", "mask", "unk")
+RECOMPUTED = ("inv_freq", "freqs_cis")
+"""Buffers that some directories store and every model computes for itself."""
 
 
-def as_model_directory(source: Path, scratch: Path, tokenizer_dir: Path) -> Path:
-    """A model directory of ours with the weights of ``source``: itself where it is one, else a conversion of it.
-
-    Args:
-        source: a model directory of ours, or a Hugging Face directory with ``config.json`` and safetensors.
-        scratch: where a converted directory is written (``scratch/imported``).
-        tokenizer_dir: the pipeline's tokenizer, which must give every token the id that the model knows it by.
+def convert(source: Path, name: str) -> tuple[ModelConfig, State, int, str]:
+    """(config, state under our names, longest input, kind) of a Hugging Face directory.
 
     Raises:
-        PipelineError: an unknown layout, a part that our encoder lacks, weights that are missing or pickled, or
-            another vocabulary.
+        PipelineError: see ``open_pretrained``.
     """
-    if (source / CONFIG).is_file():
-        return source
+    if not source.is_dir():
+        raise PipelineError(f"{name} does not exist; run `dvc repro` for the stage that makes it")
     if not (source / "config.json").is_file():
-        raise PipelineError(f"pretrained_from: {source} has neither {CONFIG} nor config.json; it is no model directory")
+        raise PipelineError(f"{name} has neither {CONFIG} nor config.json; it is no model directory")
     theirs = read_json(source / "config.json")
     converters = {"eurobert": from_eurobert, "neobert": from_neobert, "neobert_pipeline": from_export}
     kind = theirs.get("model_type")
     if kind not in converters:
-        raise PipelineError(f"pretrained_from: {source} is a {kind!r} model, not one of {', '.join(converters)}")
-    config, state, max_length = converters[kind](theirs, read_weights(source), str(source))
-    if not config.tie_word_embeddings and "decoder.weight" not in state:
-        log.warning("pretrained_from: %s has no decoder; the embedding table serves as one", source)
-        config = ModelConfig(**{**vars(config), "tie_word_embeddings": True, "decoder_bias": False})
-    info = describe(config, max_length, source, tokenizer_dir)
-    target = scratch / "imported"
-    save_model(target, state, info, tokenizer_dir)
-    log.info("imported %s (%s) into %s", source, kind, target)
-    return target
+        raise PipelineError(f"{name} is a {kind!r} model, not one of {', '.join(converters)}")
+    left = {k.removeprefix("model."): v for k, v in read_weights(source, name).items() if not k.endswith(RECOMPUTED)}
+    try:
+        config, state, max_length = converters[kind](theirs, left, name)
+    except KeyError as error:
+        raise PipelineError(
+            f"{name} has no {error.args[0]}, which a {kind} model must have; download it again"
+        ) from error
+    if left:
+        raise PipelineError(f"{name} has tensors that a {kind} encoder does not: {', '.join(sorted(left)[:8])}")
+    if not config.tie_word_embeddings and TIED not in state:
+        log.warning("%s has no decoder; the embedding table serves as one", name)
+        config = dataclasses.replace(config, tie_word_embeddings=True, decoder_bias=False)
+    return config, state, max_length, kind
 
 
-def read_weights(source: Path) -> State:
+def read_weights(source: Path, name: str) -> State:
     """Every tensor of a Hugging Face directory, in fp32, from one safetensors file or an index of several.
 
     Raises:
-        PipelineError: there are none.
+        PipelineError: there are none, or a shard is missing.
     """
     index = source / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(read_json(index)["weight_map"].values()))
+        files = sorted(set(read_json(index)["weight_map"].values()))
     elif (source / "model.safetensors").is_file():
-        names = ["model.safetensors"]
+        files = ["model.safetensors"]
     else:
         raise PipelineError(
-            f"pretrained_from: {source} has no model.safetensors; pickled weights (.bin) are not read, as they can run "
-            "code: load and save them with safetensors first"
+            f"{name} has no model.safetensors; pickled weights (.bin) are not read, as they can run code: load and "
+            "save them with safetensors first"
         )
     state: State = {}
-    for name in names:
-        state.update(load_file(source / name))
+    for file in files:
+        if not (source / file).is_file():
+            raise PipelineError(f"{name} lacks {file}, which its index names; download it again")
+        state.update(load_file(source / file))
     return {key: value.float() for key, value in state.items()}
-
-
-def describe(config: ModelConfig, max_length: int, source: Path, tokenizer_dir: Path) -> ModelInfo:
-    """The model's description under the pipeline's tokenizer.
-
-    Raises:
-        PipelineError: the tokenizer of ``source`` gives some token another id, or an id is beyond the embedding table.
-    """
-    ours = _vocabulary(tokenizer_dir)
-    if (source / "tokenizer.json").is_file() and _vocabulary(source) != ours:
-        raise PipelineError(
-            f"pretrained_from: {source} has another vocabulary than {tokenizer_dir}; set tokenizer.name_or_path to "
-            f"{source}"
-        )
-    assert config.vocab_size is not None
-    if max(ours.values()) >= config.vocab_size:
-        raise PipelineError(
-            f"pretrained_from: {source} has {config.vocab_size} embeddings, fewer than the {max(ours.values()) + 1} "
-            f"ids of {tokenizer_dir}; set tokenizer.name_or_path to the model's own tokenizer"
-        )
-    named = read_json(tokenizer_dir / "tokenizer_config.json")
-    tokens = {role: named[f"{role}_token"] for role in ROLES}
-    texts = {role: token if isinstance(token, str) else token["content"] for role, token in tokens.items()}
-    ids = {role: ours[text] for role, text in texts.items()}
-    return ModelInfo(
-        model=config,
-        vocab_size=config.vocab_size,
-        pad_token_id=ids["pad"],
-        cls_token_id=ids["cls"],
-        sep_token_id=ids["sep"],
-        mask_token_id=ids["mask"],
-        unk_token_id=ids["unk"],
-        max_length=max_length,
-        tokenizer_sha256=sha256_file(tokenizer_dir / "tokenizer.json"),
-    )
-
-
-def _vocabulary(directory: Path) -> dict[str, int]:
-    return Tokenizer.from_file(str(directory / "tokenizer.json")).get_vocab(with_added_tokens=True)
 
 
 def from_eurobert(theirs: dict[str, Any], state: State, name: str) -> tuple[ModelConfig, State, int]:
@@ -139,15 +103,20 @@ def from_eurobert(theirs: dict[str, Any], state: State, name: str) -> tuple[Mode
             "mlp_bias": theirs.get("mlp_bias", False),
             f"hidden_act {theirs['hidden_act']!r}": theirs["hidden_act"] != "silu",
             f"rope_type {rope.get('rope_type')!r}": rope.get("rope_type", "default") != "default",
+            "rope_scaling": bool(theirs.get("rope_scaling")),
             "head_dim other than hidden_size / heads": (theirs.get("head_dim") or hidden // heads) * heads != hidden,
         },
     )
-    state = strip_prefix(state, "model.", keep=("lm_head.",))
     config = base_config(theirs, inner=theirs["intermediate_size"], eps=theirs["rms_norm_eps"], name=name)
-    config.update(rope_theta=float(rope["rope_theta"]), tie_word_embeddings=bool(theirs["tie_word_embeddings"]))
-    ours = {"encoder.embeddings.weight": state["embed_tokens.weight"], "encoder.norm.weight": state["norm.weight"]}
-    if not config["tie_word_embeddings"] and "lm_head.weight" in state:
-        ours["decoder.weight"] = state["lm_head.weight"]
+    tied = bool(theirs.get("tie_word_embeddings", "lm_head.weight" not in state))
+    config.update(rope_theta=float(rope["rope_theta"]), tie_word_embeddings=tied)
+    ours = {
+        "encoder.embeddings.weight": state.pop("embed_tokens.weight"),
+        "encoder.norm.weight": state.pop("norm.weight"),
+    }
+    decoder = state.pop("lm_head.weight", None)
+    if not tied and decoder is not None:
+        ours["decoder.weight"] = decoder
     names = {
         "attention_norm": "input_layernorm",
         "attention.out": "self_attn.o_proj",
@@ -159,11 +128,9 @@ def from_eurobert(theirs: dict[str, Any], state: State, name: str) -> tuple[Mode
     for i in range(theirs["num_hidden_layers"]):
         layer = f"layers.{i}."
         for mine, other in names.items():
-            ours[f"encoder.{layer}{mine}.weight"] = state[f"{layer}{other}.weight"]
-        q, k, v = (state[f"{layer}self_attn.{part}_proj.weight"] for part in "qkv")
-        k, v = (
-            w.view(groups, -1, hidden).repeat_interleave(heads // groups, 0).reshape(hidden, hidden) for w in (k, v)
-        )
+            ours[f"encoder.{layer}{mine}.weight"] = state.pop(f"{layer}{other}.weight")
+        q, k, v = (state.pop(f"{layer}self_attn.{part}_proj.weight") for part in "qkv")
+        k, v = (repeated(w, groups, heads // groups) for w in (k, v))
         ours[f"encoder.{layer}attention.qkv.weight"] = torch.cat((q, k, v))
     return ModelConfig(**config), ours, theirs["max_position_embeddings"]
 
@@ -182,17 +149,21 @@ def from_neobert(theirs: dict[str, Any], state: State, name: str) -> tuple[Model
     variants = {"ngpt": theirs.get("ngpt", False), "rope: false": not theirs.get("rope", True)}
     act = theirs.get("hidden_act", "swiglu")
     refuse(name, {**variants, f"hidden_act {act!r}": str(act).lower() != "swiglu"})
-    state = strip_prefix(state, "model.", keep=("decoder.",))
     inner = state["transformer_encoder.0.ffn.w12.weight"].shape[0] // 2
     config = base_config(theirs, inner=inner, eps=theirs.get("norm_eps", 1e-6), name=name)
     config.update(rope_theta=float(theirs.get("rope_theta", 10000.0)), tie_word_embeddings=False)
     config.update(max_position_embeddings=theirs["max_length"], decoder_bias="decoder.bias" in state)
-    ours = {"encoder.embeddings.weight": state["encoder.weight"], "encoder.norm.weight": state["layer_norm.weight"]}
-    ours |= {key: state[key] for key in ("decoder.weight", "decoder.bias") if key in state}
+    ours = {
+        "encoder.embeddings.weight": state.pop("encoder.weight"),
+        "encoder.norm.weight": state.pop("layer_norm.weight"),
+    }
+    ours |= {key: state.pop(key) for key in ("decoder.weight", "decoder.bias") if key in state}
     for i in range(theirs["num_hidden_layers"]):
         source, target = f"transformer_encoder.{i}.", f"encoder.layers.{i}."
-        ours[f"{target}attention.qkv.weight"] = joined_qkv(state[f"{source}qkv.weight"], theirs["num_attention_heads"])
-        gate, up = state[f"{source}ffn.w12.weight"].chunk(2)
+        ours[f"{target}attention.qkv.weight"] = joined_qkv(
+            state.pop(f"{source}qkv.weight"), theirs["num_attention_heads"]
+        )
+        gate, up = state.pop(f"{source}ffn.w12.weight").chunk(2)
         ours[f"{target}mlp.w1.weight"], ours[f"{target}mlp.w2.weight"] = gate, up
         for mine, other in (
             ("attention.out", "wo"),
@@ -200,7 +171,7 @@ def from_neobert(theirs: dict[str, Any], state: State, name: str) -> tuple[Model
             ("attention_norm", "attention_norm"),
             ("mlp_norm", "ffn_norm"),
         ):
-            ours[f"{target}{mine}.weight"] = state[f"{source}{other}.weight"]
+            ours[f"{target}{mine}.weight"] = state.pop(f"{source}{other}.weight")
     return ModelConfig(**config), ours, theirs["max_length"]
 
 
@@ -219,7 +190,9 @@ def from_export(theirs: dict[str, Any], state: State, name: str) -> tuple[ModelC
     config.update({key: theirs[key] for key in same})
     if config["hidden_act"] == "gelu":
         config["intermediate_size"] = theirs["inner_size"]
-    return ModelConfig(**config), state, theirs["max_position_embeddings"]
+    ours = dict(state)  # the names are ours already; that all are there and none too many is checked when they load
+    state.clear()
+    return ModelConfig(**config), ours, theirs["max_position_embeddings"]
 
 
 def base_config(theirs: dict[str, Any], *, inner: int, eps: float, name: str) -> dict[str, Any]:
@@ -229,7 +202,7 @@ def base_config(theirs: dict[str, Any], *, inner: int, eps: float, name: str) ->
         PipelineError: the rule cannot give ``inner``, which must be a multiple of 8.
     """
     if inner % 8:
-        raise PipelineError(f"pretrained_from: {name} has a feed-forward of width {inner}, not a multiple of 8")
+        raise PipelineError(f"{name} has a feed-forward of width {inner}, not a multiple of 8")
     return {
         "hidden_size": theirs["hidden_size"],
         "num_hidden_layers": theirs["num_hidden_layers"],
@@ -241,11 +214,6 @@ def base_config(theirs: dict[str, Any], *, inner: int, eps: float, name: str) ->
     }
 
 
-def strip_prefix(state: State, prefix: str, keep: tuple[str, ...]) -> State:
-    """Names without ``prefix``, for a base model saved alone and one saved under a head alike."""
-    return {key if key.startswith(keep) else key.removeprefix(prefix): value for key, value in state.items()}
-
-
 def refuse(name: str, parts: dict[str, bool]) -> None:
     """Refuse a model with any of ``parts``.
 
@@ -254,4 +222,4 @@ def refuse(name: str, parts: dict[str, bool]) -> None:
     """
     present = [part for part, there in parts.items() if there]
     if present:
-        raise PipelineError(f"pretrained_from: {name} has {', '.join(present)}, which this encoder lacks")
+        raise PipelineError(f"{name} has {', '.join(present)}, which this encoder lacks")

@@ -70,6 +70,10 @@ def load_pretrained(name_or_path: str, directory: Path) -> None:
         raise PipelineError(
             f"tokenizer.name_or_path: {name_or_path!r} has no tokenizer.json (a fast tokenizer is needed)"
         )
+    # Some models name their first and last token bos and eos (EuroBERT); an encoder's cls and sep are just those.
+    for role, instead in (("cls", "bos"), ("sep", "eos")):
+        if getattr(tokenizer, f"{role}_token") is None:
+            setattr(tokenizer, f"{role}_token", getattr(tokenizer, f"{instead}_token"))
     missing = [role for role in ROLES if getattr(tokenizer, f"{role}_token") is None and role != "unk"]
     if missing:
         raise PipelineError(

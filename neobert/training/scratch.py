@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,10 @@ from neobert.training.resume import RUN
 log = logging.getLogger(__name__)
 COMPLETE = "COMPLETE"
 PREEMPTED = "PREEMPTED"
+TEMPLATE = re.compile(r"\$\{([^}]+)\}")
+"""A value of params.yaml in a dependency of dvc.yaml, by its dotted key."""
+IGNORED = {"__pycache__", ".cache"}
+"""As in .dvcignore: what Python and the hub's downloader leave behind."""
 
 
 def runs_dir() -> Path:
@@ -51,14 +56,17 @@ def describe(stage: str, dvc_yaml: str | Path = "dvc.yaml", params_yaml: str | P
             params[key] = _lookup(values, key)
     inputs: dict[str, str] = {}
     code: dict[str, str] = {}
-    for dep in stages[stage].get("deps", []):
+    for listed in stages[stage].get("deps", []):
+        dep = TEMPLATE.sub(lambda found: str(_lookup(values, found[1])), listed)
         path = Path(dep)
         if not path.exists():
             raise PipelineError(f"{path}: does not exist; run `dvc repro` for the stage that makes it")
         if (path / MANIFEST).is_file():
             inputs[dep] = sha256_file(path / MANIFEST)
         else:
-            kind = code if path.suffix == ".py" or any(path.glob("**/*.py")) else inputs
+            # A model's directory may hold Python of its own; it is an input all the same, and never run.
+            is_code = dep == listed and (path.suffix == ".py" or any(path.glob("**/*.py")))
+            kind = code if is_code else inputs
             kind[dep] = _tree_hash(path)
     return {"params": params, "inputs": inputs, "code": code}
 
@@ -72,7 +80,7 @@ def _lookup(values: Any, dotted: str) -> Any:
 def _tree_hash(path: Path) -> str:
     if path.is_file():
         return sha256_file(path)
-    files = sorted(p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    files = sorted(p for p in path.rglob("*") if p.is_file() and not IGNORED & set(p.relative_to(path).parts))
     # The manifests of splits stand for their shards, which are large and verified on their own.
     manifests = [p for p in files if p.name == MANIFEST]
     return fingerprint({p.relative_to(path).as_posix(): sha256_file(p) for p in manifests or files})

@@ -89,6 +89,23 @@ def test_profiles_apply_and_keep_comments(tmp_path, name):
     assert read_params(path)["model"]["num_hidden_layers"] == profile["model"]["num_hidden_layers"]
 
 
+def test_another_models_positions_are_not_those_of_params(tmp_path, monkeypatch):
+    """Lengths are bound by model.* only where the phase's model is the one that model.* describes."""
+    monkeypatch.chdir(tmp_path)
+    params = read_params(ROOT / "params.yaml")
+    params["longer_context"]["packing"] = {"max_length": 2048}
+    for start, own in (("models/pretrained", True), ("models/theirs", False)):
+        params["longer_context"]["pretrained_from"] = start
+        (tmp_path / "models" / "theirs").mkdir(parents=True, exist_ok=True)
+        with open("params.yaml", "w") as handle:
+            YAML().dump(params, handle)
+        if own:
+            with pytest.raises(PipelineError, match=r"longer_context\.packing\.max_length: 2048 must be at most"):
+                validate()
+        else:
+            validate()
+
+
 def test_an_invalid_profile_leaves_params_untouched(tmp_path):
     (tmp_path / "bad.yaml").write_text("model: {num_hidden_layers: many}\n")
     path = tmp_path / "params.yaml"
@@ -112,6 +129,14 @@ def test_an_invalid_profile_leaves_params_untouched(tmp_path):
         ({"contrastive_data": {"decontaminate": []}}, r"evaluation\.tasks\[0\]\.path: .* add it there"),
         ({"dataset": {"sampling_probs": [0.5, 0.5]}}, r"dataset\.sampling_probs: 2 probabilities for 1 source"),
         ({"trainer": {"mixed_precision": "fp16"}}, r"trainer\.mixed_precision: 'fp16' is not one of no, fp32, bf16"),
+        (
+            {"contrastive": {"pretrained_from": "EuroBERT/EuroBERT-210m"}},
+            r"contrastive\.pretrained_from: .* `hf download EuroBERT/EuroBERT-210m --local-dir models/eurobert-210m`",
+        ),
+        (
+            {"longer_context": {"pretrained_from": "models/long_context"}},
+            r"longer_context\.pretrained_from: models/long_context is no directory",
+        ),
         ({"traner": {}}, r"traner: unknown section"),
         ({"seed": -1}, r"seed: -1"),
     ],

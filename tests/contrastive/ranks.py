@@ -24,7 +24,7 @@ CONFIG = ContrastiveConfig(
 
 def run(root: Path, scratch: Path, strategy: str, world: int) -> Finetuned:
     runtime = RuntimeConfig(save_steps=None, num_workers=0, distributed=DistributedConfig(strategy=strategy))
-    places = Places(root / "pairs", root / "model", root / "tokens", scratch)
+    places = Places(root / "pairs", root / "model", root / "tokenizer", root / "tokens", scratch)
     return finetune(CONFIG, places, runtime=runtime, seed=0, world=world)
 
 

@@ -23,7 +23,7 @@ RUNTIME = RuntimeConfig(save_steps=4, logging_steps=2)
 
 
 def places(world: Path, scratch: Path, model: Path | None = None) -> Places:
-    return Places(world / "pairs", model or world / "model", world / "tokens", scratch)
+    return Places(world / "pairs", model or world / "model", world / "tokenizer", world / "tokens", scratch)
 
 
 def config(steps: int = 8, warmup: bool = True, **changes) -> ContrastiveConfig:
@@ -103,23 +103,25 @@ def test_a_wrong_start_is_refused(world, tmp_path):
     dropped = {k: v for k, v in state.items() if "layers.1.mlp" not in k}
     save_file(dropped, root / "model.safetensors")
     refused(r"missing encoder\.layers\.1\.mlp", root, config())
-    # The explicit way to start from random weights reads no weights at all.
-    random = config(1, warmup=False, allow_random_weights=True)
-    finetune(random, places(world, tmp_path / "random", root), runtime=RUNTIME, seed=0, world=1)
-    save_pretrained(root, world / "tokenizer")
-    info = root / "tokenizer_info.json"
-    info.write_text(info.read_text().replace('"tokenizer_sha256": "', '"tokenizer_sha256": "0'))
-    refused("different tokenizers", root, config())
+    retrained = shutil.copytree(world / "tokenizer", tmp_path / "retrained")
+    text = (retrained / "tokenizer.json").read_text()
+    for old, new, match in (("{", "{ ", "different tokenizers; run"), ("w17", "v17", "has another vocabulary")):
+        (retrained / "tokenizer.json").write_text(text.replace(old, new))
+        elsewhere = dataclasses.replace(places(world, tmp_path / "never"), tokenizer=retrained)
+        with pytest.raises(PipelineError, match=match):
+            finetune(config(), elsewhere, runtime=RUNTIME, seed=0, world=1)
 
 
 def test_random_start_follows_the_seed(world):
     pairs = module.Pairs(world / "pairs", "train")
     cfg = config(1, allow_random_weights=True)
-    starts = [module.start_from(world / "model", pairs, cfg, seed).state() for seed in (1, 1, 2)]
+    starts = [module.start_from(world / "model", world / "tokenizer", pairs, cfg, seed).state() for seed in (1, 1, 2)]
     key = "encoder.layers.0.attention.qkv.weight"
     assert torch.equal(starts[0][key], starts[1][key])
     assert not torch.equal(starts[0][key], starts[2][key])
-    loaded = module.start_from(world / "model", pairs, dataclasses.replace(cfg, allow_random_weights=False), 1).state()
+    loaded = module.start_from(
+        world / "model", world / "tokenizer", pairs, dataclasses.replace(cfg, allow_random_weights=False), 1
+    ).state()
     assert torch.equal(loaded[key], load_model(world / "model")[0].state_dict()[key])
 
 

@@ -40,10 +40,10 @@ def test_embeddings_agree_at_every_hop(world, tmp_path):
     pairs = Pairs(world / "pairs", "train")
     plain = dataclasses.replace(CONFIG, token_weights="none", embedding_warmup=None)
     pretrained = EmbeddingModel(load_model(world / "model")[0].encoder, "mean", True)
-    begun = start_from(world / "model", pairs, plain, seed=0).embedder
+    begun = start_from(world / "model", world / "tokenizer", pairs, plain, seed=0).embedder
     assert np.array_equal(embed(pretrained, pairs), embed(begun, pairs))
 
-    places = Places(world / "pairs", world / "model", world / "tokens", tmp_path / "run")
+    places = Places(world / "pairs", world / "model", world / "tokenizer", world / "tokens", tmp_path / "run")
     done = finetune(CONFIG, places, runtime=RuntimeConfig(save_steps=None), seed=0, world=1)
     done.start.save(tmp_path / "contrastive", done.result.state_dict)
     trained = embed(done.start.embedder, pairs)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
@@ -55,6 +56,7 @@ def workspace(tmp_path, finished, monkeypatch):
     return tmp_path / "work"
 
 
+PATHS = ModelPaths(Path("models/long_context"), Path("models/contrastive"), Path("models/export"))
 TASKS = [
     LocalTask("find", "retrieval", "tasks/find"),
     LocalTask("sort", "classification", "tasks/sort"),
@@ -63,12 +65,12 @@ TASKS = [
 
 
 def test_all_models_on_all_tasks(workspace):
-    scores, rows = evaluate(EvaluationConfig(tasks=TASKS, models=["bert-tiny"]), stage.PATHS, seed=1)
+    scores, rows = evaluate(EvaluationConfig(tasks=TASKS, models=["bert-tiny"]), PATHS, seed=1)
     assert list(scores.by_model) == ["bm25", "untrained", "pretrained", "finetuned", "bert-tiny"]
     assert set(scores.by_model["bm25"]) == {"find"}
     assert all(set(found) == {"find", "sort", "group"} for label, found in scores.by_model.items() if label != "bm25")
     assert [row.metric for row in rows] == ["ndcg_at_10", "accuracy", "v_measure"]
-    other, _ = evaluate(EvaluationConfig(tasks=TASKS[1:2], baselines=["untrained"]), stage.PATHS, seed=2)
+    other, _ = evaluate(EvaluationConfig(tasks=TASKS[1:2], baselines=["untrained"]), PATHS, seed=2)
     assert other.by_model["finetuned"]["sort"] == scores.by_model["finetuned"]["sort"]
     assert other.by_model["untrained"]["sort"] != scores.by_model["untrained"]["sort"]
 
@@ -99,13 +101,15 @@ def swap_two_rows(path):
 def test_an_export_that_differs_fails(workspace, file, damage, message):
     damage(workspace / "models" / "export" / file)
     with pytest.raises(PipelineError, match=message):
-        evaluate(EvaluationConfig(tasks=TASKS[:1], baselines=[]), stage.PATHS, seed=1)
+        evaluate(EvaluationConfig(tasks=TASKS[:1], baselines=[]), PATHS, seed=1)
 
 
 def test_stage_writes_its_reports_and_leaves_nothing_stale(workspace):
     section = {"tasks": [t.__dict__ for t in TASKS], "headline": "find"}
     with open("params.yaml", "w") as handle:
-        YAML().dump({"seed": 1, "evaluation": section}, handle)
+        YAML().dump(
+            {"seed": 1, "evaluation": section, "contrastive": {"pretrained_from": str(PATHS.pretrained)}}, handle
+        )
     stale = workspace / "reports" / "evaluate" / "finetuned" / "gone.json"
     stale.parent.mkdir(parents=True)
     stale.write_text("{}")
@@ -124,13 +128,13 @@ def test_stage_writes_its_reports_and_leaves_nothing_stale(workspace):
 
 
 def test_without_any_task_the_export_is_still_checked(workspace):
-    scores, rows = evaluate(EvaluationConfig(), stage.PATHS, seed=1)
+    scores, rows = evaluate(EvaluationConfig(), PATHS, seed=1)
     write_reports(workspace / "reports", scores.by_model, rows, None)
     assert json.loads((workspace / "reports" / "summary.json").read_text()) == {}
     assert "No task is declared" in (workspace / "reports" / "results.md").read_text()
     swap_two_rows(workspace / "models" / "export" / "model.safetensors")
     with pytest.raises(PipelineError, match="differ from the trained model"):
-        evaluate(EvaluationConfig(), stage.PATHS, seed=1)
+        evaluate(EvaluationConfig(), PATHS, seed=1)
 
 
 def test_the_request_is_checked_before_any_work(workspace, monkeypatch):

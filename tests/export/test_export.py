@@ -13,7 +13,7 @@ from neobert.export.card import card
 from neobert.export.export import build_embedder, choose_layout, export, write_directory
 from neobert.export.native import native_state
 from neobert.export.probe import write_probe
-from neobert.export.provenance import lock_facts, metric_facts
+from neobert.export.provenance import lock_facts, locked_upstream, metric_facts
 from neobert.export.validate import judge
 from neobert.io import sha256_file, write_json
 from neobert.model.storage import EmbeddingInfo, load_model
@@ -118,14 +118,34 @@ def test_token_weights_must_be_kept_beside_the_model(make_model_dir, tmp_path):
         export(source, tmp_path / "exported", ExportConfig())
 
 
-def test_provenance_reads_dvc_lock_and_metrics(tmp_path):
-    (tmp_path / "dvc.lock").write_text(
-        "schema: '2.0'\nstages:\n  corpus:\n    cmd: x\n    params:\n      params.yaml:\n        corpus: {a: 1}\n"
-        "    outs:\n    - path: data/corpus\n      md5: abc.dir\n  evaluate:\n    outs:\n    - path: r\n      md5: no\n"
-    )
-    facts = lock_facts(tmp_path / "dvc.lock", without=("evaluate",))
-    assert facts["data/corpus"] == "abc.dir"
-    assert list(facts) == ["data/corpus", "params of corpus"]
-    assert lock_facts(tmp_path / "absent", without=()) == {}
+LOCK = """
+schema: '2.0'
+stages:
+  corpus:
+    params: {params.yaml: {corpus: {a: 1}}}
+    outs: [{path: data/corpus, md5: abc.dir}]
+  pretrain:
+    deps: [{path: data/corpus, md5: abc.dir}]
+    outs: [{path: models/pretrained, md5: old.dir}]
+  contrastive_finetune:
+    deps:
+    - {path: data/corpus, md5: abc.dir}
+    - {path: models/theirs, md5: def.dir}
+    - {path: neobert/model, md5: code.dir}
+    outs: [{path: models/contrastive, md5: fff.dir}]
+  export:
+    deps: [{path: models/contrastive, md5: fff.dir}]
+    outs: [{path: models/export, md5: last.dir}]
+"""
+
+
+def test_provenance_is_of_what_the_model_was_made_by(tmp_path):
+    (tmp_path / "dvc.lock").write_text(LOCK)
+    made_by = locked_upstream(tmp_path / "dvc.lock", "models/contrastive")
+    assert list(made_by) == ["corpus", "contrastive_finetune"]  # fine-tuned from another model than pretraining's
+    facts = lock_facts(made_by)
+    assert list(facts) == ["data/corpus", "models/contrastive", "models/theirs", "params of corpus"]
+    assert facts["models/theirs"] == "def.dir"
+    assert locked_upstream(tmp_path / "absent", "models/contrastive") == {}
     write_json(tmp_path / "pretrain/metrics.json", {"loss": 2.34567891, "eval": {"loss": 3.0, "name": "x"}})
     assert metric_facts(tmp_path, ["pretrain", "absent"]) == {"pretrain: eval.loss": "3", "pretrain: loss": "2.34568"}

@@ -78,6 +78,16 @@ def test_a_tokenizer_without_mask_is_refused(corpus, tmp_path):
         build_tokenizer(TokenizerConfig(name_or_path=str(tmp_path / "plain")), corpus, tmp_path / "out")
 
 
+def test_first_and_last_token_serve_as_cls_and_sep(corpus, tmp_path):
+    """EuroBERT's tokenizer names them bos and eos."""
+    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "mask_token": "<mask>"}
+    words = {word: i for i, word in enumerate([*names.values(), "a"])}
+    rust = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    PreTrainedTokenizerFast(tokenizer_object=rust, **names).save_pretrained(tmp_path / "theirs")
+    info = build_tokenizer(TokenizerConfig(name_or_path=str(tmp_path / "theirs")), corpus, tmp_path / "out")
+    assert (info.pad_token_id, info.cls_token_id, info.sep_token_id, info.mask_token_id) == (0, 1, 2, 3)
+
+
 def test_an_unreachable_or_missing_tokenizer_is_one_line(corpus, tmp_path, monkeypatch):
     from huggingface_hub import constants
 

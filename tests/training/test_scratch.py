@@ -55,6 +55,21 @@ def test_params_inputs_and_code_decide_the_run_and_runtime_keys_do_not(project):
     }  # fmt: skip
 
 
+def test_a_templated_dependency_is_what_params_name(project):
+    (project / "dvc.yaml").write_text(DVC.replace("data/tokenizer]", "'${longer_context.start}']"))
+    (project / "params.yaml").write_text("longer_context: {start: models/theirs, packing: {}}\ntrainer: {}\n")
+    theirs = project / "models" / "theirs"
+    (theirs / ".cache").mkdir(parents=True)
+    for name in ("model.safetensors", "modeling_theirs.py"):
+        (theirs / name).write_text(name)
+    first = describe("tiny")
+    assert set(first["inputs"]) == {"data/packed", "models/theirs"}  # an input, whatever code lies in it
+    (theirs / ".cache" / "downloaded-at").write_text("today")
+    assert describe("tiny") == first
+    (theirs / "model.safetensors").write_text("other weights")
+    assert changed(first, describe("tiny")) == {"inputs.models/theirs"}
+
+
 def test_an_interrupted_run_is_found_again_and_a_finished_one_is_done_anew(project):
     parts = {"params": {"trainer": {"max_steps": 12}}, "inputs": {}, "code": {}}
     with pytest.raises(RuntimeError), open_scratch("tiny", parts) as scratch:
