@@ -66,17 +66,20 @@ def plan_window(documents: np.ndarray, max_length: int, chosen: np.ndarray | Non
     """
     pieces = split_documents(documents, max_length - SPECIAL)
     count = np.bincount(pieces.document, minlength=len(documents))
-    chosen = np.arange(len(documents)) if chosen is None else chosen
-    selected = np.repeat((np.cumsum(count) - count)[chosen], count[chosen]) + ordinals(count[chosen])
+    if chosen is None:
+        selected = np.arange(len(pieces.document))
+    else:
+        selected = np.repeat((np.cumsum(count) - count)[chosen], count[chosen]) + ordinals(count[chosen])
     lengths = pieces.length[selected] + SPECIAL
     plan = plan_rows(lengths, max_length)
+    whole = Window(pieces.length, selected, plan)
+    if plan.rows <= ENOUGH * -(-int(lengths.sum()) // max_length):
+        return whole
     once = np.bincount(selected, minlength=len(pieces.document)) == 1
     loose = ((count > 1)[pieces.document] & once)[selected]
-    if not loose.any() or plan.rows <= ENOUGH * -(-int(lengths.sum()) // max_length):
-        return Window(pieces.length, selected, plan)
     row, piece, lengths = mend(plan, lengths, max_length, loose)
     if int(row.max()) + 1 >= plan.rows:
-        return Window(pieces.length, selected, plan)
+        return whole
     parts = np.bincount(piece, minlength=len(selected))
     times = np.ones(len(pieces.document), np.int64)
     times[selected] = parts
