@@ -84,7 +84,10 @@ def prepare(args: argparse.Namespace, work: Path) -> dict[str, float]:
     write_directory(work / "export", work / "model", model, embedder, info, export, choose_layout(export, info))
     pairs = pl.read_parquet(args.pairs).select("query", "corpus").sample(fraction=1.0, shuffle=True, seed=0)
     pairs = pairs.head(args.max_pairs).with_columns(
-        negatives=pl.lit([], dtype=pl.List(pl.String)), source=pl.lit("embedded"), kind=pl.lit("")
+        negatives=pl.lit([], dtype=pl.List(pl.String)),
+        source=pl.lit("embedded"),
+        kind=pl.lit(""),
+        label=pl.lit(None, dtype=pl.String),
     )
     pairs.select("query", "corpus").write_parquet(work / "texts.parquet")
     start = time.perf_counter()

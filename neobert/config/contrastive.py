@@ -8,6 +8,7 @@ from neobert.config.optimizer import OptimizerConfig
 from neobert.config.scheduler import SchedulerConfig
 from neobert.config.schema import Bounds
 from neobert.config.trainer import LoopConfig, StepConfig
+from neobert.errors import PipelineError
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,16 @@ class ContrastiveTrainerConfig(StepConfig):
         return max(1, round((self.num_train_epochs or 0.0) * pairs / self.global_batch_size))
 
     def loop(self, pairs: int, world: int) -> LoopConfig:
-        """The loop's own configuration: the whole global batch at once, spread over ``world`` ranks."""
+        """The loop's own configuration: the whole global batch at once, spread over ``world`` ranks.
+
+        Raises:
+            PipelineError: it cannot be spread evenly.
+        """
+        if self.global_batch_size % world:
+            raise PipelineError(
+                f"contrastive.trainer.global_batch_size ({self.global_batch_size}) must be a multiple of the number of "
+                f"ranks ({world}), and so must embedding_warmup's"
+            )
         return LoopConfig(
             global_batch_size=self.global_batch_size,
             per_device_train_batch_size=self.global_batch_size // world,
@@ -92,7 +102,7 @@ class ContrastiveConfig:
     ] = "none"
     loss: Annotated[
         Literal["MultipleNegativesRankingLoss", "supcon"],
-        "Rank the positive before all other documents; or pull all texts of a query's class together.",
+        "Rank the positive before all other documents; or pull all texts of a label together (sources need `label`).",
     ] = "MultipleNegativesRankingLoss"
     matryoshka_dims: Annotated[
         list[int], "Also apply the loss to embeddings cut to these widths, beside the whole; empty does not."

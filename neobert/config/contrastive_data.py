@@ -50,8 +50,11 @@ class PairSource:
     negative: Annotated[
         str | list[str] | None, "Column of the hard negatives (string or list of strings), or a list of columns."
     ] = None
-    kind: Annotated[
-        str | None, "Column (of a hub data set: name) that splits the source into kinds; a batch holds one kind."
+    kind: Annotated[str | None, "Column that splits the source into kinds; a batch holds one kind."] = None
+    label: Annotated[
+        str | None,
+        "Column of a row's class (string or integer): pairs of one class are positives of each other, for "
+        "contrastive.loss supcon, and never each other's negatives. Null: its query is a pair's class.",
     ] = None
     score: Annotated[str | None, "Column of a similarity score, for scored pairs."] = None
     min_score: Annotated[float | None, "Pairs that score below it are left out; needs `score`."] = None

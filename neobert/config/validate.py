@@ -76,6 +76,7 @@ def contradictions(sections: dict[str, Any]) -> list[str]:
         *_embedded(sections),
         *_decontaminated(sections),
         *_sampling(sections),
+        *_labels(sections),
     ]
 
 
@@ -142,6 +143,17 @@ def _decontaminated(sections: dict[str, Any]) -> Iterator[str]:
                 f"evaluation.tasks[{index}].path: {task.path} is in no directory of contrastive_data.decontaminate "
                 f"({', '.join(cleared) or 'none'}), so training pairs may hold its texts; add it there"
             )
+
+
+def _labels(sections: dict[str, Any]) -> Iterator[str]:
+    """A loss over classes needs every source to say what a row's class is."""
+    if sections["contrastive"].loss == "supcon":
+        for name, source in sections["contrastive_data"].sources.items():
+            if source.label is None:
+                yield (
+                    f"contrastive_data.sources.{name}.label: None must name the column of a row's class, because "
+                    "contrastive.loss is supcon (label: query makes each query a class of its own)"
+                )
 
 
 def _sampling(sections: dict[str, Any]) -> Iterator[str]:

@@ -1,9 +1,12 @@
-"""Batches of one source without repeated texts, as a pure function of ``samples_seen``.
+"""Batches of one source, as a pure function of ``samples_seen``: no text twice, or several pairs of each class.
 
 Algorithm: an epoch of E = rows / global batch steps gives each group (source and kind) a number of steps in proportion
 to its rows ** alpha, by systematic sampling with a seeded offset, and shuffles them; so the batches that a group has
 used before any epoch are a sum of a few small integers. A group's own pass over its rows is a seeded permutation cut
 into batches greedily: a row that shares a text (query, positive or negative) with the batch waits for the next one.
+For a loss over classes the permutation is by turns: each class gives two of its rows, in an order drawn anew for every
+round, until only one class has rows left (they wait for another pass); then odd rows come. That is
+sentence-transformers' ``GROUP_BY_LABEL``, which drops odd rows; here one row is two texts of its class already.
 Cost: a permutation is made when a group's pass begins (0.1 ms a batch); then a lookup a step. The rows of a step
 depend on neither rank nor world.
 """
@@ -14,6 +17,7 @@ from collections import OrderedDict
 import numpy as np
 
 from neobert.contrastive.pairs import Pairs
+from neobert.errors import PipelineError
 
 KEPT_PASSES = 8
 
@@ -31,7 +35,10 @@ class Schedule:
         batch_sizes: smaller batches by source name.
         alpha: exponent of a group's size.
         seed: of every permutation.
-        repeat_queries: let pairs of one query meet in a batch (a loss that knows them for positives wants it).
+        by_class: bring rows of a class together, those of one query too (a loss over classes wants it).
+
+    Raises:
+        PipelineError: ``by_class`` where all rows of a group are of one class.
     """
 
     def __init__(
@@ -41,10 +48,12 @@ class Schedule:
         batch_sizes: dict[str, int],
         alpha: float,
         seed: int,
-        repeat_queries: bool = False,
+        by_class: bool = False,
     ) -> None:
-        self.pairs, self.seed, self.first_text = pairs, seed, int(repeat_queries)
+        self.pairs, self.seed, self.by_class = pairs, seed, by_class
         counts = np.bincount(pairs.groups, minlength=len(pairs.names))
+        if by_class:  # how many rows come in turns does not depend on the draws
+            counts = np.array([len(self._rows(group, turn=0)) if count else 0 for group, count in enumerate(counts)])
         self.present = np.flatnonzero(counts)
         self.sizes = np.array(
             [min(batch_sizes.get(pairs.names[g].split("/")[0], batch_size), counts[g]) for g in range(len(counts))]
@@ -56,6 +65,32 @@ class Schedule:
         self._used = [np.zeros(len(self.present), dtype=np.int64)]
         self._lock = threading.Lock()  # batches may be made by several threads
         self._passes: OrderedDict[tuple[int, int], list[np.ndarray]] = OrderedDict()
+
+    def _rows(self, group: int, turn: int) -> np.ndarray:
+        """The rows of a group in the order of its pass number ``turn``."""
+        rows = np.flatnonzero(self.pairs.groups == group)
+        random = _generator(self.seed, 3, group, turn)
+        rows = random.permutation(rows)
+        return rows[self._by_turns(group, self.pairs.classes[rows], random)] if self.by_class else rows
+
+    def _by_turns(self, group: int, classes: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """Indices of rows of ``classes`` in the order in which the classes take turns."""
+        _, number, sizes = np.unique(classes, return_inverse=True, return_counts=True)
+        if len(sizes) < 2:
+            raise PipelineError(
+                f"contrastive.loss: supcon tells classes apart, but all pairs of {self.pairs.names[group]!r} have one "
+                "label; correct contrastive_data.sources, or remove that source"
+            )
+        order = np.argsort(number, kind="stable")
+        within = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        alone = within == np.repeat(sizes - sizes % 2, sizes)
+        rounds = np.where(alone, len(order) - 1, within // 2)  # last, so that they do not come between the twos
+        # One draw for each class and round: the rows of a turn share it, so they stay together.
+        _, turns = np.unique(number[order] * len(order) + rounds, return_inverse=True)
+        drawn = random.random(int(turns.max()) + 1)[turns]
+        by_round = np.lexsort((drawn, rounds))
+        last = max(np.sort(sizes)[-2] // 2, 1)  # from here on one class would be left
+        return order[by_round][(alone | (rounds < last))[by_round]]
 
     def _epoch_counts(self, epoch: int) -> np.ndarray:
         """Steps of each present group in an epoch; they sum to steps_per_epoch."""
@@ -88,8 +123,7 @@ class Schedule:
         return self._passes[group, turn][index]
 
     def _make_pass(self, group: int, turn: int) -> list[np.ndarray]:
-        rows = np.flatnonzero(self.pairs.groups == group)
-        rows = _generator(self.seed, 3, group, turn).permutation(rows)
+        rows = self._rows(group, turn)
         size, batches, waiting, position = int(self.sizes[group]), [], rows[:0], 0
         for _ in range(int(self.batches_per_pass[group])):
             batch = rows[:0]
@@ -107,7 +141,7 @@ class Schedule:
 
     def _without_repeats(self, rows: np.ndarray) -> np.ndarray:
         """[n] bool: the row shares no text with an earlier one."""
-        hashes = [self.pairs.hashes(row)[self.first_text :] for row in rows.tolist()]
+        hashes = [self.pairs.hashes(row)[int(self.by_class) :] for row in rows.tolist()]  # a query may repeat
         owner = np.repeat(np.arange(len(rows)), [len(h) for h in hashes])
         _, first, inverse = np.unique(np.concatenate(hashes), return_index=True, return_inverse=True)
         shared = owner[first[inverse]] != owner

@@ -5,11 +5,14 @@ expression, so that a source is a line of data and not a function. Cost: vectori
 """
 
 import re
+from typing import Any
 
 import polars as pl
 
 from neobert.errors import PipelineError
 
+COLUMNS = ("query", "corpus", "negative", "kind", "label", "score")
+"""What a source's rules name."""
 _STEP = re.compile(r"\.(?P<field>[^.\[\]]+)|\[(?P<index>-?\d+)\]|\[(?P<star>\*)\]")
 _ROOT = re.compile(r"[^.\[\]]+")
 
@@ -33,6 +36,17 @@ def _steps(path: str) -> tuple[str, list[tuple[str, str]]]:
 def root(path: str) -> str:
     """The column of the file that a rule reads."""
     return _steps(path)[0]
+
+
+def rules(source: Any) -> dict[str, str | list[str]]:
+    """What a source, or a part of one, says of each of ``COLUMNS``; those it lacks are left out."""
+    return {name: rule for name in COLUMNS if (rule := getattr(source, name)) is not None}
+
+
+def roots(source: Any) -> list[str]:
+    """The columns that a source's rules read, sorted."""
+    paths = [p for rule in rules(source).values() for p in ([rule] if isinstance(rule, str) else rule)]
+    return sorted({root(p) for p in paths})
 
 
 def expression(path: str) -> pl.Expr:

@@ -32,7 +32,7 @@ def make_evaluate(pairs: Pairs, limit: int, *, pad_token_id: int, max_negatives:
     rows = np.unique(np.linspace(0, pairs.rows - 1, min(limit, pairs.rows)).round().astype(np.int64))
     texts = pairs.take(rows, max_negatives)
     chunks = chunks_of(2 * len(rows) + sum(map(len, texts.negatives)), CHUNK_TEXTS)
-    batch = collate_pairs(texts, labels=pairs.labels(rows), pad_token_id=pad_token_id, chunks=chunks)
+    batch = collate_pairs(texts, labels=pairs.classes[rows], pad_token_id=pad_token_id, chunks=chunks)
     inputs = {key: value for key, value in batch.items() if key not in HOST_KEYS}
 
     def evaluate(objective: nn.Module, step: int) -> dict[str, float]:

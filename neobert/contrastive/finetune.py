@@ -146,7 +146,7 @@ def make_source(
         config.batch_sizes,
         config.sampling_alpha,
         seed,
-        repeat_queries=config.loss == "supcon",
+        by_class=config.loss == "supcon",
     )
     return PairSource(
         pairs,
@@ -167,7 +167,7 @@ def finetune(config: ContrastiveConfig, places: Places, *, runtime: RuntimeConfi
         PipelineError: see ``start_from`` and ``neobert.training.trainer.train``.
     """
     pairs, validation = Pairs(places.pairs, "train"), Pairs(places.pairs, "validation")
-    _check_batch_sizes(config, pairs)
+    _check_fit(config, pairs)
     start = start_from(places.pretrained, places.tokenizer, pairs, config, seed)
     loss = make_loss(config, start.info.model.hidden_size)
     evaluate = None
@@ -212,13 +212,19 @@ def finetune(config: ContrastiveConfig, places: Places, *, runtime: RuntimeConfi
     return Finetuned(result, warmed, start)
 
 
-def _check_batch_sizes(config: ContrastiveConfig, pairs: Pairs) -> None:
+def _check_fit(config: ContrastiveConfig, pairs: Pairs) -> None:
     known = {name.split("/")[0] for name in pairs.names}
     for name in config.batch_sizes:
         if name not in known:
             raise PipelineError(
                 f"contrastive.batch_sizes: {name!r} is not a source; they are {', '.join(sorted(known))}"
             )
+    unlabelled = known - set(pairs.manifest["labelled"])
+    if config.loss == "supcon" and unlabelled:
+        raise PipelineError(
+            f"contrastive.loss: supcon needs labels, and {', '.join(sorted(unlabelled))} of the pairs have none; name "
+            "their column in contrastive_data.sources.<name>.label, or use MultipleNegativesRankingLoss"
+        )
 
 
 def _simcse(

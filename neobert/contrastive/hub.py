@@ -9,7 +9,7 @@ import os
 import polars as pl
 
 from neobert.config.contrastive_data import PairSource
-from neobert.contrastive.columns import root
+from neobert.contrastive.columns import roots
 from neobert.contrastive.hub_sources import HUB_SOURCES, Part, Table
 from neobert.errors import PipelineError
 from neobert.network import probe_hub
@@ -20,7 +20,17 @@ def parts_of(source: PairSource) -> tuple[Part, ...]:
     if source.hub in HUB_SOURCES:
         return HUB_SOURCES[source.hub]
     table = Table(source.hub or "", source.config, source.split)
-    return (Part(table, source.query, source.corpus, source.negative, source.score, source.min_score, source.kind),)
+    part = Part(
+        table,
+        source.query,
+        source.corpus,
+        negative=source.negative,
+        kind=source.kind,
+        label=source.label,
+        score=source.score,
+        min_score=source.min_score,
+    )
+    return (part,)
 
 
 def open_table(table: Table):  # -> datasets.Dataset, whose import takes a second
@@ -52,9 +62,7 @@ def read_part(part: Part) -> pl.DataFrame:
     Raises:
         PipelineError: a table cannot be opened or lacks a column.
     """
-    rules = [part.query, part.corpus, part.score]
-    rules += [part.negative] if isinstance(part.negative, str) else (part.negative or [])
-    frame = _columns(part.table, sorted({root(rule) for rule in rules if rule is not None}))
+    frame = _columns(part.table, roots(part))
     frame = frame.with_row_index("_row", offset=1)
     for join in part.joins:
         texts = _columns(join.table, [join.key, join.text]).rename({join.key: join.column, join.text: "_text"})

@@ -30,7 +30,7 @@ class Join:
 
 @dataclass(frozen=True)
 class Part:
-    """One table and its column rules; ``label`` tells the parts of a source apart."""
+    """One table and its column rules; ``name`` tells the parts of a source apart."""
 
     table: Table
     query: str
@@ -39,7 +39,8 @@ class Part:
     score: str | None = None
     min_score: float | None = None
     kind: str | None = None
-    label: str = ""
+    label: str | None = None
+    name: str = ""
     joins: tuple[Join, ...] = ()
 
 
@@ -78,8 +79,8 @@ HUB_SOURCES: dict[str, tuple[Part, ...]] = {
     "QQP": (Part(Table("embedding-data/QQP_triplets"), "set.query", "set.pos[0]", "set.neg"),),
     "SENTENCECOMP": (Part(Table("embedding-data/sentence-compression"), "set[1]", "set[0]"),),
     "STACKEXCHANGE": (
-        Part(Table(_STACKEXCHANGE, "body-body-pair"), "body1", "body2", label="body"),
-        Part(Table(_STACKEXCHANGE, "post-post-pair"), "post1", "post2", label="post"),
+        Part(Table(_STACKEXCHANGE, "body-body-pair"), "body1", "body2", name="body"),
+        Part(Table(_STACKEXCHANGE, "post-post-pair"), "post1", "post2", name="post"),
     ),
     "STACKOVERFLOW": (Part(Table("mteb/stackoverflowdupquestions-reranking"), "query", "positive[0]", "negative"),),
     "STS12": (_similarity("mteb/sts12-sts"),),

@@ -2,7 +2,8 @@
 
 Legend: B local pairs, G pairs of all ranks, N negatives of all ranks, H width. A loss is called as
 ``loss(queries [G, H], positives [G, H], negatives [N, H], labels [G], first, count)``, where pairs
-``first : first + count`` are this rank's, and returns the SUM over them, and sums of figures. It computes in fp32,
+``first : first + count`` are this rank's and pairs of equal label are positives of each other, and returns the SUM over
+this rank's, and sums of figures. It computes in fp32,
 whatever the precision of the encoder: an exponent of scale 20 and more leaves bf16 no room.
 Cost: B x (G + N) x H multiply-adds.
 """
@@ -20,12 +21,19 @@ def _unit(*embeddings: Tensor) -> list[Tensor]:
     return [F.normalize(x.float(), dim=-1) for x in embeddings]
 
 
-def ranks(cosines: Tensor, positive: Tensor, training: bool) -> dict[str, Tensor]:
-    """Sums over queries of how well the positive [B, 1] ranks among all documents [B, G + N].
+def others_of_class(labels: Tensor, local: slice, negatives: int) -> Tensor:
+    """[B, G + negatives] bool: the document is the positive of another pair of the same class."""
+    same = labels[local, None] == labels[None]
+    same.diagonal(local.start).fill_(False)
+    return F.pad(same, (0, negatives))
+
+
+def ranks(cosines: Tensor, positive: Tensor, related: Tensor, training: bool) -> dict[str, Tensor]:
+    """Sums over queries of how well the positive [B, 1] ranks among the documents [B, G + N] that are not ``related``.
 
     A document of equal text has an equal cosine and does not count against the positive.
     """
-    ahead = (cosines.detach() > positive.detach() + 1e-6).sum(dim=1)
+    ahead = ((cosines.detach() > positive.detach() + 1e-6) & ~related).sum(dim=1)
     sums = {"accuracy": (ahead == 0).sum().float()}
     if not training:
         sums["recall_at_10"] = (ahead < 10).sum().float()
@@ -34,7 +42,7 @@ def ranks(cosines: Tensor, positive: Tensor, training: bool) -> dict[str, Tensor
 
 
 class MultipleNegativesRankingLoss(nn.Module):
-    """InfoNCE with in-batch negatives: each query ranks its positive before all other documents of the batch.
+    """InfoNCE with in-batch negatives: each query ranks its positive before all documents of other classes.
 
     Args:
         scale: multiplies cosines; 1 / temperature.
@@ -52,29 +60,31 @@ class MultipleNegativesRankingLoss(nn.Module):
     def forward(
         self, queries: Tensor, positives: Tensor, negatives: Tensor, labels: Tensor, first: int, count: int
     ) -> Result:
-        """See the module; ``labels`` are not looked at, since no query comes twice."""
+        """See the module."""
         queries, positives, negatives = _unit(queries, positives, negatives)
         local = slice(first, first + count)
         own = torch.arange(first, first + count, device=queries.device)[:, None]
         cosines = queries[local] @ torch.cat([positives, negatives]).T
         positive = cosines.gather(1, own)
-        denominator = self._log_denominator(cosines, positive)
+        related = others_of_class(labels, local, len(negatives))
+        denominator = self._log_denominator(cosines, positive, related)
         if self.symmetric:
-            denominator = (denominator + self._log_denominator(positives[local] @ queries.T, positive)) / 2
-        return (denominator - self.scale * positive).sum(), ranks(cosines, positive, self.training)
+            backwards = self._log_denominator(positives[local] @ queries.T, positive, related[:, : len(queries)])
+            denominator = (denominator + backwards) / 2
+        return (denominator - self.scale * positive).sum(), ranks(cosines, positive, related, self.training)
 
-    def _log_denominator(self, cosines: Tensor, positive: Tensor) -> Tensor:
+    def _log_denominator(self, cosines: Tensor, positive: Tensor, left_out: Tensor) -> Tensor:
         if self.margin is not None:
-            too_near = cosines.detach() > positive.detach() + self.margin
-            cosines = cosines.masked_fill(too_near, float("-inf"))
+            left_out = left_out | (cosines.detach() > positive.detach() + self.margin)
+        cosines = cosines.masked_fill(left_out, float("-inf"))
         return torch.logsumexp(self.scale * cosines, dim=1, keepdim=True)
 
 
 class SupConLoss(nn.Module):
     """Supervised contrastive loss: every text of the batch pulls all texts of its class.
 
-    The class of a pair is its query, so all positives of a query that meet in a batch are one class with it. Each of a
-    pair's two texts is an anchor, its candidates are all other texts; the pair's loss is the mean of the two.
+    A pair's two texts are of its class, a hard negative is of none. Each of the two is an anchor, its candidates are
+    all other texts; the pair's loss is the mean of the two.
 
     Source: Khosla et al. 2020, the sum outside of the logarithm.
     """
@@ -86,7 +96,7 @@ class SupConLoss(nn.Module):
     def forward(
         self, queries: Tensor, positives: Tensor, negatives: Tensor, labels: Tensor, first: int, count: int
     ) -> Result:
-        """See the module; pairs with equal ``labels`` are one class."""
+        """See the module."""
         queries, positives, negatives = _unit(queries, positives, negatives)
         local = slice(first, first + count)
         texts = torch.cat([queries, positives, negatives])
@@ -101,7 +111,8 @@ class SupConLoss(nn.Module):
             partners = same & ~itself
             loss = loss - ((log_probability * partners).sum(1) / partners.sum(1)).sum() / 2
         cosines = queries[local] @ texts[len(queries) :].T
-        return loss, ranks(cosines, cosines.gather(1, own[:, None]), self.training)
+        related = others_of_class(labels, local, len(negatives))
+        return loss, ranks(cosines, cosines.gather(1, own[:, None]), related, self.training)
 
 
 class MatryoshkaLoss(nn.Module):

@@ -2,9 +2,10 @@
 
 Algorithm: within each group, the distinct documents are ranked for every query, by BM25 over token ids (so words are
 split as the tokenizer splits them) or by cosine under an embedding model. Of the ranks ``range_min`` to ``range_max``
-a pair takes the first documents that are no positive of its query anywhere in the data and, with ``relative_margin``,
-do not score too near the positive, which would make them likely false negatives. Cost: BM25 about 1000 queries a
-second over 25k documents; a model encodes each text once, then a matrix product a block of queries.
+a pair takes the first documents that are no positive of its query or label anywhere in the data and, with
+``relative_margin``, do not score too near the positive, which would make them likely false negatives. Cost: BM25
+about 1000 queries a second over 25k documents; a model encodes each text once, then a matrix product a block of
+queries.
 Source: names and the margin as sentence-transformers' ``mine_hard_negatives``; NV-Retriever (Moreira et al. 2024).
 """
 
@@ -42,8 +43,9 @@ def mine(pairs: pl.DataFrame, config: MiningConfig, tokenizer_sha256: str) -> tu
     """
     columns = _Negatives(*(pairs[name].to_list() for name in ("negatives", "negative_ids", "hashes")))
     positives: dict[int, set[int]] = defaultdict(set)
-    for query, positive, *_ in columns.hashes:
+    for (query, positive, *_), of_class in zip(columns.hashes, pairs["class"].to_list(), strict=True):
         positives[query].add(positive)
+        positives[of_class].add(positive)
     before = sum(map(len, columns.texts))
     groups = pairs.with_row_index("_row").group_by("source", "kind", maintain_order=True).agg("_row")
     for rows in groups["_row"].to_list():
@@ -70,17 +72,19 @@ def _mine_group(
     documents = documents.unique("hash", keep="first", maintain_order=True)
     texts, tokens, hashes = (documents[name].to_list() for name in ("corpus", "corpus_ids", "hash"))
     place = {value: i for i, value in enumerate(hashes)}
+    classes = part["class"].to_list()
     ranking = _ranking(config, _arrays(part["query_ids"]), _arrays(documents["corpus_ids"]), tokenizer_sha256)
     with progress("mine negatives", len(rows), "queries") as bar:
         for start in range(0, len(rows), BLOCK):
             block = slice(start, min(start + BLOCK, len(rows)))
             scores = ranking(block)
-            for row, own in zip(rows[block], scores, strict=True):
+            for row, of_row, own in zip(rows[block], classes[block], scores, strict=True):
                 query, positive, *have = columns.hashes[row]
+                of_query, of_class = positives[query], positives[of_row]
                 for i in _candidates(own, place[positive], config):
                     if len(have) >= config.num_negatives:
                         break
-                    if hashes[i] not in positives[query] and hashes[i] not in have:
+                    if hashes[i] not in of_query and hashes[i] not in of_class and hashes[i] not in have:
                         have.append(hashes[i])
                         columns.texts[row].append(texts[i])
                         columns.tokens[row].append(tokens[i])

@@ -18,7 +18,7 @@ from neobert.errors import PipelineError
 from neobert.io import atomic_path, read_manifest
 
 PART_ROWS = 65_536
-TEXTS = ["query", "corpus", "negatives", "source", "kind"]
+TEXTS = ["query", "corpus", "negatives", "source", "kind", "label"]
 
 
 def write_parquet(path: Path, frame: pl.DataFrame) -> None:
@@ -42,7 +42,7 @@ def write_pairs(directory: Path, pairs: pl.DataFrame, groups: Sequence[tuple[str
     for number, start in enumerate(range(0, max(pairs.height, 1), PART_ROWS)):
         part = pairs.slice(start, PART_ROWS).rechunk()
         write_parquet(directory / f"part-{number:05d}.parquet", part.select(TEXTS))
-        ids = part.select("query_ids", "corpus_ids", "negative_ids", "hashes", "group").to_arrow()
+        ids = part.select("query_ids", "corpus_ids", "negative_ids", "hashes", "class", "group").to_arrow()
         path = directory / f"part-{number:05d}.arrow"
         with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), ids.schema) as writer:
             writer.write_table(ids.combine_chunks(), max_chunksize=PART_ROWS)
@@ -81,6 +81,7 @@ class _Part:
         lists, self.negative_offsets = _ragged(columns["negative_ids"])
         self.negatives = self._column(lists)
         self.hashes = self._column(columns["hashes"])
+        self.classes = columns["class"].to_numpy().view(np.int64)
         self.groups = columns["group"].to_numpy()
 
     @staticmethod
@@ -95,6 +96,7 @@ class Pairs:
     Attributes:
         rows: number of pairs.
         groups: [rows] int32, the group of each pair.
+        classes: [rows] int64, equal where two pairs are positives of each other (same label, else same query).
         names: ``source/kind`` of each group.
         manifest: the manifest of the whole directory (tokenizer, prompts, lengths).
 
@@ -110,16 +112,13 @@ class Pairs:
             raise PipelineError(f"{directory / split}: has no pairs; run `dvc repro contrastive_preprocess`")
         self.parts = [_Part(path) for path in paths]
         self.groups = np.concatenate([part.groups for part in self.parts])
+        self.classes = np.concatenate([part.classes for part in self.parts])
         self.names = ["/".join(filter(None, group)) for group in self.manifest["groups"]]
         self.rows = len(self.groups)
 
     def hashes(self, row: int) -> np.ndarray:
         """uint64 identities of the pair's texts: query, positive, negatives."""
         return self.parts[row // PART_ROWS].hashes[row % PART_ROWS]
-
-    def labels(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """int64, equal where two pairs have the same query."""
-        return np.array([self.hashes(int(row))[0] for row in rows], dtype=np.uint64).view(np.int64)
 
     def negative_counts(self) -> np.ndarray:
         """[rows] number of negatives of every pair."""

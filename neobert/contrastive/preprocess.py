@@ -48,7 +48,7 @@ class Prepared:
 
 
 def read_source(name: str, source: PairSource, config: ContrastiveDataConfig) -> Prepared:
-    """Read and validate all files of a source; pairs have query, corpus, negatives, kind.
+    """Read and validate all files of a source; pairs have query, corpus, negatives, kind, label.
 
     Raises:
         PipelineError: unreadable files, wrong columns or types, files of different shapes.
@@ -83,11 +83,12 @@ def _pairs(frame: pl.DataFrame) -> pl.DataFrame:
     if "negative" in frame.columns:
         is_list = frame.schema["negative"] == pl.List(pl.String)
         negatives = pl.col("negative") if is_list else pl.concat_list("negative")
-    frame = frame.with_columns(negatives=negatives.list.unique(maintain_order=True))
+    label = pl.col("label") if "label" in frame.columns else pl.lit(None, dtype=pl.String)
+    frame = frame.with_columns(negatives=negatives.list.unique(maintain_order=True), label=label)
     for column in ("query", "corpus"):
         if frame.schema[column] == pl.List(pl.String):
             frame = frame.explode(column)
-    return frame.select("query", "corpus", "negatives", "kind")
+    return frame.select("query", "corpus", "negatives", "kind", "label")
 
 
 def _quarantine(name: str, frame: pl.DataFrame) -> pl.DataFrame:
@@ -200,6 +201,7 @@ def preprocess(config: ContrastiveDataConfig, tokenizer_dir: Path, out: Path, ca
         {
             "files": files,
             "groups": [list(group) for group in groups],
+            "labelled": sorted(name for name, source in config.sources.items() if source.label is not None),
             "max_document_length": config.max_document_length,
             "max_query_length": config.max_query_length,
             "prompts": asdict(config.prompts),

@@ -1,8 +1,8 @@
 """What a valid pair is: pandera schemas, one per shape of source, over eager polars frames.
 
 A shape says what ``query``, ``corpus`` and ``negative`` are (string, list of strings, or absent) and whether the
-pairs carry a score. A wrong column or dtype concerns the whole file and raises; a bad row (null, blank, too short
-or long, positive equal to the query, negative equal to the positive) is returned with the rules it breaks.
+pairs carry a score and a label. A wrong column or dtype concerns the whole file and raises; a bad row (null, blank,
+too short or long, positive equal to the query, negative equal to the positive) is returned with the rules it breaks.
 pandera checks values only on an eager frame (a LazyFrame is checked for its dtypes alone, silently), and only
 ``lazy=True`` reports every failure. Cost: 1M rows in about 2 s, vectorised; failures are joined by row index.
 """
@@ -28,17 +28,19 @@ class Shape:
     corpus: Kind
     negative: Kind
     scored: bool = False
+    labelled: bool = False
 
     def __str__(self) -> str:
         parts = [f"query: {self.query}", f"corpus: {self.corpus}", f"negative: {self.negative}"]
-        return ", ".join(parts + (["score"] if self.scored else []))
+        return ", ".join(parts + ["score"] * self.scored + ["label"] * self.labelled)
 
 
 def shape_of(frame: pl.DataFrame, where: str) -> Shape:
-    """The shape of ``frame`` (columns query, corpus and optionally negative, score).
+    """The shape of ``frame`` (columns query, corpus and optionally negative, score, label).
 
     Raises:
-        PipelineError: a column is neither strings nor lists of strings; ``where`` names the file.
+        PipelineError: a text is neither a string nor a list of strings, a score no number, a label no string or
+            integer; ``where`` names the file.
     """
     kinds: dict[str, Kind] = {"negative": "absent"}
     for name in ("query", "corpus", "negative"):
@@ -56,7 +58,11 @@ def shape_of(frame: pl.DataFrame, where: str) -> Shape:
             )
     if "score" in frame.columns and not frame.schema["score"].is_numeric():
         raise PipelineError(f"{where}: column rule for 'score' gives {frame.schema['score']}, which is not a number")
-    return Shape(kinds["query"], kinds["corpus"], kinds["negative"], "score" in frame.columns)
+    if "label" in frame.columns and frame.schema["label"] != pl.String:
+        raise PipelineError(
+            f"{where}: column rule for 'label' gives {frame.schema['label']}, which is neither strings nor integers"
+        )
+    return Shape(kinds["query"], kinds["corpus"], kinds["negative"], "score" in frame.columns, "label" in frame.columns)
 
 
 def _texts(data: pa.PolarsData, kind: Kind, rule: Callable[[pl.Expr], pl.Expr]) -> pl.LazyFrame:
@@ -115,6 +121,9 @@ def schema(shape: Shape, minimum: int, maximum: int) -> pa.DataFrameSchema:
         checks.append(_differ("negative", shape.negative, "corpus", shape.corpus))
     if shape.scored:
         columns["score"] = pa.Column(pl.Float64(), nullable=False)
+    if shape.labelled:
+        not_blank = pa.Check(lambda data: data.lazyframe.select(pl.col(data.key).str.contains(r"\S")), name="not blank")
+        columns["label"] = pa.Column(pl.String(), checks=not_blank, nullable=False)
     return pa.DataFrameSchema(columns, checks=checks)
 
 
@@ -144,7 +153,7 @@ def validate(
                 "column",
             )
             .with_columns(
-                rule=pl.when(pl.col("column").is_in(["query", "corpus", "negative", "score"]))
+                rule=pl.when(pl.col("column").is_in(["query", "corpus", "negative", "score", "label"]))
                 .then(pl.format("{}: {}", "column", "rule"))
                 .otherwise("rule")
             )

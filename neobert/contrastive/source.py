@@ -59,7 +59,7 @@ def collate(texts: list[np.ndarray], pad_token_id: int, chunks: int, multiple: i
 
 
 def collate_pairs(texts: Texts, *, labels: np.ndarray, pad_token_id: int, chunks: int = 1, multiple: int = 1) -> Batch:
-    """One batch of these pairs, on one rank; ``labels`` [pairs] int64 say which have the same query."""
+    """One batch of these pairs, on one rank; ``labels`` [pairs] int64 say which are of one class."""
     negatives = [text for found in texts.negatives for text in found]
     every = [*texts.queries, *texts.positives, *negatives]
     lengths = np.array([len(text) for text in every], dtype=np.int64)
@@ -125,7 +125,7 @@ class PairSource:
             labels, negatives, take = rows.astype(np.int64), np.zeros(len(rows), np.int64), self.simcse.take
         else:
             _, rows = self.schedule.batch(step)
-            labels, negatives, take = self.pairs.labels(rows), self.negatives[rows], self._take
+            labels, negatives, take = self.pairs.classes[rows], self.negatives[rows], self._take
         shares = np.array_split(rows, world)
         alone = world == 1 or not self.gather
         if alone:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import polars as pl
 
 from neobert.config.contrastive_data import PairSource
-from neobert.contrastive.columns import expression, root
+from neobert.contrastive.columns import expression, roots, rules
 from neobert.contrastive.hub import open_table, parts_of, read_part, tables_of
 from neobert.contrastive.hub_sources import Part
 from neobert.errors import PipelineError
@@ -36,7 +36,7 @@ def read_tables(name: str, source: PairSource) -> Iterator[Rows]:
         return
     for part in parts_of(source):
         where = "/".join(filter(None, (part.table.name, part.table.config, part.table.split)))
-        yield Rows(where, select_columns(read_part(part), part, where, part.label), part.min_score)
+        yield Rows(where, select_columns(read_part(part), part, where, part.name), part.min_score)
 
 
 def identity(name: str, source: PairSource) -> list[list[str]]:
@@ -66,51 +66,47 @@ ColumnRules = PairSource | Part
 """What names the columns of a table: a source in params, or a part of one of the documents'."""
 
 
-def _rules(source: ColumnRules) -> dict[str, str | list[str]]:
-    names = ("query", "corpus", "negative", "kind", "score")
-    return {name: rule for name in names if (rule := getattr(source, name)) is not None}
-
-
 def read_source_file(path: Path, source: ColumnRules) -> pl.DataFrame:
     """One file through ``select_columns``; ``row`` counts from 1, so in a JSONL file it is the line.
 
     Raises:
         PipelineError: another file type, a line that does not parse, a missing column, values of mixed types.
     """
-    paths = [p for rule in _rules(source).values() for p in ([rule] if isinstance(rule, str) else rule)]
-    roots = sorted({root(p) for p in paths})
+    wanted = roots(source)
     if path.suffix == ".parquet":
-        frame = _read_parquet(path, roots)
+        frame = _read_parquet(path, wanted)
     elif path.suffix in (".jsonl", ".ndjson", ".json"):
-        frame = _read_jsonl(path, roots)
+        frame = _read_jsonl(path, wanted)
     else:
         raise PipelineError(f"{path}: is neither .jsonl nor .parquet; convert it, or point the source elsewhere")
     return select_columns(frame, source, str(path))
 
 
-def select_columns(frame: pl.DataFrame, source: ColumnRules, where: str, label: str = "") -> pl.DataFrame:
-    """Columns query, corpus, kind and, where the rules name them, negative and score; plus file and row.
+def select_columns(frame: pl.DataFrame, source: ColumnRules, where: str, kind: str = "") -> pl.DataFrame:
+    """Columns query, corpus, kind and, where the rules name them, negative, label and score; plus file and row.
 
     Args:
         frame: the columns that the rules read, and ``_row``.
         where: names the file or table in errors.
-        label: the kind of all rows where no column says it.
+        kind: the kind of all rows where no column says it.
 
     Raises:
         PipelineError: the rules do not fit the data.
     """
-    rules = _rules(source)
-    columns = [_column(rule).alias(name) for name, rule in rules.items()]
+    named = rules(source)
+    columns = [_column(rule).alias(name) for name, rule in named.items()]
     try:
         selected = frame.select(*columns, pl.lit(where).alias("file"), pl.col("_row").cast(pl.Int64).alias("row"))
     except pl.exceptions.PolarsError as error:
-        raise PipelineError(f"{where}: the column rules {rules} do not fit the data: {error}") from error
+        raise PipelineError(f"{where}: the column rules {named} do not fit the data: {error}") from error
     if "score" in selected.columns:
         if not selected.schema["score"].is_numeric():
             raise PipelineError(f"{where}: column 'score' holds {selected.schema['score']}, not numbers")
         selected = selected.with_columns(pl.col("score").cast(pl.Float64))
-    kind = pl.col("kind").cast(pl.String).fill_null("") if "kind" in rules else pl.lit(label)
-    return selected.with_columns(kind=kind)
+    if "label" in selected.columns and selected.schema["label"].is_integer():
+        selected = selected.with_columns(pl.col("label").cast(pl.String))
+    kinds = pl.col("kind").cast(pl.String).fill_null("") if "kind" in named else pl.lit(kind)
+    return selected.with_columns(kind=kinds)
 
 
 def _column(rule: str | list[str]) -> pl.Expr:
@@ -128,17 +124,17 @@ def _require(path: Path, wanted: list[str], present: list[str]) -> None:
             )
 
 
-def _read_parquet(path: Path, roots: list[str]) -> pl.DataFrame:
+def _read_parquet(path: Path, wanted: list[str]) -> pl.DataFrame:
     try:
-        _require(path, roots, list(pl.read_parquet_schema(path)))
-        frame = pl.read_parquet(path, columns=roots)
+        _require(path, wanted, list(pl.read_parquet_schema(path)))
+        frame = pl.read_parquet(path, columns=wanted)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise PipelineError(f"{path}: is not a readable Parquet file ({error})") from error
     return frame.with_row_index("_row", offset=1)
 
 
-def _read_jsonl(path: Path, roots: list[str]) -> pl.DataFrame:
-    values: dict[str, list] = {name: [] for name in roots}
+def _read_jsonl(path: Path, wanted: list[str]) -> pl.DataFrame:
+    values: dict[str, list] = {name: [] for name in wanted}
     numbers: list[int] = []
     seen: dict[str, None] = {}
     with open(path, "rb") as handle:
@@ -155,11 +151,11 @@ def _read_jsonl(path: Path, roots: list[str]) -> pl.DataFrame:
                 raise PipelineError(f"{path}:{number}: is a JSON {type(row).__name__}, not an object with columns")
             seen.update(dict.fromkeys(row))
             numbers.append(number)
-            for name in roots:
+            for name in wanted:
                 values[name].append(row.get(name))
     if not numbers:
         raise PipelineError(f"{path}: is empty; remove it or fill it")
-    _require(path, roots, list(seen))
+    _require(path, wanted, list(seen))
     columns = {name: _series(path, name, column, numbers) for name, column in values.items()}
     return pl.DataFrame({"_row": numbers, **columns})
 

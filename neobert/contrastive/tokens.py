@@ -61,7 +61,11 @@ def text_hash(text: str) -> int:
 def add_tokens(
     frame: pl.DataFrame, tokenizer: Tokenizer, query_prompt: str, document_prompt: str, query_length: int, length: int
 ) -> pl.DataFrame:
-    """Add query_ids, corpus_ids, negative_ids and hashes (query, positive, negatives) to query, corpus, negatives."""
+    """Add token ids, hashes and classes to pairs.
+
+    ``frame`` has query, corpus, negatives, source and label; new are query_ids, corpus_ids, negative_ids, hashes (of
+    query, positive, negatives) and class: of the label within its source, or of the query where there is no label.
+    """
     negatives = frame.select(pl.int_range(pl.len()).alias("_row"), text="negatives").explode("text").drop_nulls("text")
     queries = encode(tokenizer, frame["query"], query_prompt, query_length)
     documents = encode(tokenizer, pl.concat([frame["corpus"], negatives["text"]]), document_prompt, length)
@@ -79,8 +83,17 @@ def add_tokens(
         .with_columns(
             hashes=pl.concat_list("query_hash", "corpus_hash", pl.col("negative_hashes").fill_null(empty_hashes))
         )
+        .join(_classes(frame), on=["source", "label"], how="left", maintain_order="left")
+        .with_columns(pl.col("class").fill_null(pl.col("query_hash")))
         .drop("_row", "query_hash", "corpus_hash", "negative_hashes")
     )
+
+
+def _classes(frame: pl.DataFrame) -> pl.DataFrame:
+    """Columns source, label, class (uint64) of the labels; two sources' equal labels are two classes."""
+    labels = frame.select("source", "label").drop_nulls().unique(maintain_order=True)
+    hashes = [text_hash(f"{source}\0{label}") for source, label in labels.rows()]
+    return labels.with_columns(pl.Series("class", hashes, dtype=pl.UInt64))
 
 
 def _renamed(table: pl.DataFrame, name: str) -> pl.DataFrame:

@@ -127,6 +127,10 @@ def test_an_invalid_profile_leaves_params_untouched(tmp_path):
         ({"model": {"vocab_size": 512}}, r"model\.vocab_size: 512 must be at least tokenizer\.vocab_size"),
         ({"corpus": {"source": "files", "files": ["a.txt"]}}, r"sources\.embedded\.path: .* only with corpus\.source"),
         ({"contrastive_data": {"decontaminate": []}}, r"evaluation\.tasks\[0\]\.path: .* add it there"),
+        (
+            {"contrastive": {"loss": "supcon", "symmetric": False}},
+            r"sources\.embedded\.label: None must .* contrastive\.loss is supcon",
+        ),
         ({"dataset": {"sampling_probs": [0.5, 0.5]}}, r"dataset\.sampling_probs: 2 probabilities for 1 source"),
         ({"trainer": {"mixed_precision": "fp16"}}, r"trainer\.mixed_precision: 'fp16' is not one of no, fp32, bf16"),
         (

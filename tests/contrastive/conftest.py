@@ -66,8 +66,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines = [json.dumps(row) for row in rows(count, negatives)]
         (root / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     sources = {
-        "big": PairSource(path=str(root / "big.jsonl"), negative="negative"),
-        "small": PairSource(path=str(root / "small.jsonl")),
+        "big": PairSource(path=str(root / "big.jsonl"), negative="negative", label="query"),
+        "small": PairSource(path=str(root / "small.jsonl"), label="query"),
     }
     config = ContrastiveDataConfig(
         sources=sources, decontaminate=[], validation_fraction=0.1, max_query_length=16, max_document_length=16

@@ -2,6 +2,7 @@
 
 import json
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,16 +70,53 @@ def test_no_text_twice_in_a_batch(tmp_path, tokenizer_dir):
     assert np.mean(sizes) > 4.4
 
 
-def test_supcon_batches_may_repeat_a_query(tmp_path, tokenizer_dir):
+def labelled(root: Path, tokenizer_dir: Path, labels: list[int | str]) -> Pairs:
+    rows = [{"query": f"w{i} w1", "corpus": f"w{i} w2", "of": label} for i, label in enumerate(labels)]
+    (root / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = PairSource(path=str(root / "p.jsonl"), label="of")
+    config = ContrastiveDataConfig(sources={"s": source}, decontaminate=[], validation_fraction=0.0)
+    preprocess(config, tokenizer_dir, root / "pairs", root / "cache")
+    return Pairs(root / "pairs", "train")
+
+
+def test_batches_by_class_bring_labels_together(tmp_path, tokenizer_dir):
+    pairs = labelled(tmp_path, tokenizer_dir, [i % 9 for i in range(81)] + [99])
+    schedule = Schedule(pairs, 8, {}, 1.0, seed=0, by_class=True)
+    plain = Schedule(pairs, 8, {}, 1.0, seed=0)
+    shares = {}
+    for name, found in (("by class", schedule), ("plain", plain)):
+        batches = [found.batch(step)[1] for step in range(10)]  # one pass of 82 rows
+        assert len(np.unique(np.concatenate(batches))) == 80
+        partners = [(np.bincount(np.unique(pairs.classes[b], return_inverse=True)[1]) > 1).mean() for b in batches]
+        shares[name] = float(np.mean(partners))
+        assert all(len(np.unique(pairs.classes[b])) > 1 for b in batches)
+    assert shares["by class"] > 0.85 > 0.5 > shares["plain"]
+    assert schedule.batch(7)[1].tolist() == Schedule(pairs, 8, {}, 1.0, 0, by_class=True).batch(7)[1].tolist()
+
+
+def test_a_dominant_class_waits_for_another_pass(tmp_path, tokenizer_dir):
+    pairs = labelled(tmp_path, tokenizer_dir, ["many"] * 60 + ["few"] * 5)
+    schedule = Schedule(pairs, 6, {}, 1.0, seed=0, by_class=True)
+    # Two rounds, 4 of each, and the odd one of the few; a batch of the many alone would have nothing to tell apart.
+    assert schedule.batches_per_pass.tolist() == [1]
+    taken = [schedule.batch(step)[1] for step in range(40)]
+    assert all(len(set(pairs.classes[rows])) == 2 for rows in taken)
+    assert len(np.unique(np.concatenate(taken))) > 55
+    (tmp_path / "one").mkdir()
+    alone = labelled(tmp_path / "one", tokenizer_dir, ["same"] * 5)
+    with pytest.raises(PipelineError, match=r"all pairs of 's' have one label"):
+        Schedule(alone, 4, {}, 1.0, seed=0, by_class=True)
+
+
+def test_a_query_may_repeat_within_its_class(tmp_path, tokenizer_dir):
     rows = [{"query": f"w{i % 4} w1", "corpus": f"w{i % 11} w2 w{i}"} for i in range(40)]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    config = ContrastiveDataConfig(
-        sources={"s": PairSource(path=str(tmp_path / "p.jsonl"))}, decontaminate=[], validation_fraction=0.0
-    )
+    source = PairSource(path=str(tmp_path / "p.jsonl"), label="query")
+    config = ContrastiveDataConfig(sources={"s": source}, decontaminate=[], validation_fraction=0.0)
     preprocess(config, tokenizer_dir, tmp_path / "pairs", tmp_path / "cache")
     pairs = Pairs(tmp_path / "pairs", "train")
-    for repeat, longest in ((True, 8), (False, 4)):
-        schedule = Schedule(pairs, 8, {}, 1.0, seed=0, repeat_queries=repeat)
+    for by_class, longest in ((True, 8), (False, 4)):
+        schedule = Schedule(pairs, 8, {}, 1.0, seed=0, by_class=by_class)
         assert max(len(schedule.batch(step)[1]) for step in range(5)) == longest
 
 
@@ -91,7 +129,7 @@ def test_ranks_share_the_batch(world):
     assert sum(part["tokens"] for part in parts) == whole["tokens"]
     assert parts[0]["negative_sizes"] == parts[3]["negative_sizes"]
     assert sum(parts[0]["negative_sizes"]) == whole["negative_sizes"][0]
-    labels = pairs.labels(source.schedule.batch(2)[1])
+    labels = pairs.classes[source.schedule.batch(2)[1]]
     assert all(part["labels"].tolist() == labels.tolist() for part in parts)
     with pytest.raises(PipelineError, match="multiple of the number of ranks"):
         source.micro_batches(0, 16, 4, 0, 2)

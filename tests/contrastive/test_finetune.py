@@ -1,6 +1,7 @@
 """Fine-tuning end to end on a tiny world: it learns, resumes exactly, saves what it trained, and refuses bad starts."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -168,3 +169,19 @@ def test_unusable_settings_are_refused(world, tmp_path):
         run(world, tmp_path / "a", config(matryoshka_dims=[64]))
     with pytest.raises(PipelineError, match=r"batch_sizes: 'other' is not a source; they are big, small"):
         run(world, tmp_path / "b", config(batch_sizes={"other": 4}))
+    shutil.copytree(world / "pairs", tmp_path / "pairs")
+    manifest = tmp_path / "pairs" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"labelled": ["big"]}))
+    unlabelled = dataclasses.replace(places(world, tmp_path / "c"), pairs=tmp_path / "pairs")
+    with pytest.raises(
+        PipelineError, match=r"contrastive\.loss: supcon needs labels, and small of the pairs have none"
+    ):
+        finetune(config(loss="supcon"), unlabelled, runtime=RUNTIME, seed=0, world=1)
+
+
+@pytest.mark.parametrize("world_size", [3, 32])
+def test_a_batch_that_does_not_divide_over_the_ranks_is_refused(world_size):
+    with pytest.raises(
+        PipelineError, match=rf"contrastive\.trainer\.global_batch_size \(16\).* ranks \({world_size}\)"
+    ):
+        ContrastiveTrainerConfig(global_batch_size=16).loop(pairs=100, world=world_size)

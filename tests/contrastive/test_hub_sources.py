@@ -170,16 +170,19 @@ def test_a_missing_text_and_a_missing_column(monkeypatch):
 def test_a_data_set_by_name_is_loaded_and_cached(tmp_path, tokenizer_dir, monkeypatch):
     folder = tmp_path / "owner" / "name"
     folder.mkdir(parents=True)
-    rows = [{"q": f"w{i} w1", "a": {"best": f"w{i} w2"}} for i in range(10)]
+    rows = [{"q": f"w{i} w1", "a": {"best": f"w{i} w2"}, "part": f"p{i % 2}", "topic": i % 3} for i in range(10)]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
-    source = PairSource(hub=str(folder), query="q", corpus="a.best")
+    source = PairSource(hub=str(folder), query="q", corpus="a.best", kind="part", label="topic")
     config = dataclasses.replace(CONFIG, sources={"mine": source}, validation_fraction=0.0)
     for _ in range(2):
         report = preprocess(config, tokenizer_dir, tmp_path / "out", tmp_path / "cache")
         assert report["total"]["train"] == 10
     assert len(list((tmp_path / "cache").iterdir())) == 1
-    assert pl.read_parquet(tmp_path / "out" / "train" / "part-00000.parquet")["corpus"][3] == "w3 w2"
+    frame = pl.read_parquet(tmp_path / "out" / "train" / "part-00000.parquet")
+    assert frame.row(3, named=True) | {"negatives": None} == {
+        "query": "w3 w1", "corpus": "w3 w2", "negatives": None, "source": "mine", "kind": "p1", "label": "0"
+    }  # fmt: skip
 
 
 def test_no_network_is_one_line(monkeypatch):

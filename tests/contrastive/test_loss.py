@@ -29,7 +29,7 @@ def test_equals_sentence_transformers(symmetric, negatives, scale):
     # Theirs takes one column a negative; ours takes them in any order.
     columns = list(n.view(7, negatives, -1).unbind(1)) if negatives else []
     expected = theirs.compute_loss_from_embeddings([q, p, *columns], None)
-    loss, metrics = MultipleNegativesRankingLoss(scale, symmetric)(q, p, n, None, 0, 7)
+    loss, metrics = MultipleNegativesRankingLoss(scale, symmetric)(q, p, n, torch.arange(7), 0, 7)
     assert torch.allclose(loss / 7, expected, atol=1e-5)
     for ours, other in zip(gradients(loss / 7, [q, p, n]), gradients(expected, [q, p, n]), strict=False):
         assert torch.allclose(ours, other, atol=1e-5)
@@ -44,22 +44,51 @@ def test_ragged_negatives_and_margin_against_a_plain_reference():
     for i in range(5):
         kept = [c for j, c in enumerate(cosines[i]) if j == i or c <= cosines[i, i] + 0.1]
         expected += np.log(np.exp(20 * np.array(kept)).sum()) - 20 * cosines[i, i]
-    loss, _ = MultipleNegativesRankingLoss(20.0, false_negative_margin=0.1)(q, p, n, None, 0, 5)
+    loss, _ = MultipleNegativesRankingLoss(20.0, false_negative_margin=0.1)(q, p, n, torch.arange(5), 0, 5)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
-    assert expected < MultipleNegativesRankingLoss(20.0)(q, p, n, None, 0, 5)[0].item()
+    assert expected < MultipleNegativesRankingLoss(20.0)(q, p, n, torch.arange(5), 0, 5)[0].item()
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_pairs_of_one_label_are_no_negatives(symmetric):
+    q, p, n = embeddings(5, 2)
+    labels = [7, 3, 7, 5, 3]
+    unit = [np.asarray(x.detach() / x.detach().norm(dim=1, keepdim=True), dtype=np.float64) for x in (q, p, n)]
+    expected = 0.0
+    for i in range(5):
+        others = [j for j in range(5) if j == i or labels[j] != labels[i]]
+        forward = [*(unit[0][i] @ unit[1][j] for j in others), *(unit[0][i] @ x for x in unit[2])]
+        backward = [unit[1][i] @ unit[0][j] for j in others]
+        for cosines in (forward, backward) if symmetric else (forward,):
+            expected += (np.log(np.exp(20 * np.array(cosines)).sum()) - 20 * unit[0][i] @ unit[1][i]) / (1 + symmetric)
+    loss = MultipleNegativesRankingLoss(20.0, symmetric)
+    whole, _ = loss(q, p, n, torch.tensor(labels), 0, 5)
+    assert whole.item() == pytest.approx(expected, rel=1e-5)
+    parts = [loss(q, p, n, torch.tensor(labels), first, count)[0] for first, count in ((0, 3), (3, 2))]
+    assert torch.allclose(sum(parts), whole)
+
+
+def test_positives_of_the_same_label_do_not_count_as_ahead():
+    q = torch.eye(4)[:3]
+    documents = q[[0, 2, 1]]  # queries 1 and 2 each find the other's document first
+    for labels, hits in (([1, 2, 3], 1), ([1, 2, 2], 3)):
+        _, metrics = MultipleNegativesRankingLoss(20.0).eval()(q, documents, q[:0], torch.tensor(labels), 0, 3)
+        assert metrics["accuracy"] == hits
 
 
 def test_parts_add_up_to_the_whole():
     q, p, n = embeddings(6, 3)
     loss = MultipleNegativesRankingLoss(20.0, symmetric=True)
-    whole = loss(q, p, n, None, 0, 6)[0]
-    assert torch.allclose(loss(q, p, n, None, 0, 2)[0] + loss(q, p, n, None, 2, 4)[0], whole, rtol=1e-6)
+    whole = loss(q, p, n, torch.arange(6), 0, 6)[0]
+    assert torch.allclose(
+        loss(q, p, n, torch.arange(6), 0, 2)[0] + loss(q, p, n, torch.arange(6), 2, 4)[0], whole, rtol=1e-6
+    )
 
 
 def test_ranks_in_evaluation():
     loss = MultipleNegativesRankingLoss(20.0).eval()
     q = torch.eye(4)[:3]
-    _, metrics = loss(q, q[[0, 2, 2]], q[:0], None, 0, 3)
+    _, metrics = loss(q, q[[0, 2, 2]], q[:0], torch.arange(3), 0, 3)
     # Query 1 is at right angles to all documents: they tie. Query 2 meets its document twice, which is no error.
     assert metrics["accuracy"] == 3
     assert metrics["recall_at_10"] == 3
@@ -68,9 +97,11 @@ def test_ranks_in_evaluation():
 
 def test_bf16_embeddings_are_compared_in_fp32():
     q, p, n = (x.detach().bfloat16() for x in embeddings(4, 2))
-    loss, _ = MultipleNegativesRankingLoss(20.0)(q, p, n, None, 0, 4)
+    loss, _ = MultipleNegativesRankingLoss(20.0)(q, p, n, torch.arange(4), 0, 4)
     assert loss.dtype == torch.float32
-    assert torch.allclose(loss, MultipleNegativesRankingLoss(20.0)(q.float(), p.float(), n.float(), None, 0, 4)[0])
+    assert torch.allclose(
+        loss, MultipleNegativesRankingLoss(20.0)(q.float(), p.float(), n.float(), torch.arange(4), 0, 4)[0]
+    )
 
 
 def test_supcon_against_a_plain_reference():
@@ -110,5 +141,5 @@ def test_matryoshka_equals_sentence_transformers():
     model = Embedded()
     theirs = Theirs(model, TheirRanking(model), matryoshka_dims=[16, 8, 4])
     expected = theirs([{"x": q}, {"x": p}], None)
-    loss, _ = MatryoshkaLoss(MultipleNegativesRankingLoss(20.0), [4, 8, 16])(q, p, q[:0], None, 0, 6)
+    loss, _ = MatryoshkaLoss(MultipleNegativesRankingLoss(20.0), [4, 8, 16])(q, p, q[:0], torch.arange(6), 0, 6)
     assert torch.allclose(loss / 6, expected, atol=1e-5)

@@ -19,11 +19,14 @@ from neobert.model.heads import MaskedLM
 from neobert.model.storage import EmbeddingInfo, load_model, save_model
 
 
-def prepare(root: Path, tokenizer_dir: Path, mining: MiningConfig | None) -> tuple[pl.DataFrame, dict]:
+def prepare(
+    root: Path, tokenizer_dir: Path, mining: MiningConfig | None, label: str | None = None
+) -> tuple[pl.DataFrame, dict]:
     rows = [{"query": f"w{i} w{i + 40}", "corpus": f"w{i} w{i + 1} w{90 + i % 5} w77"} for i in range(30)]
     rows.append({"query": "w3 w43", "corpus": "w3 w4 w99"})  # a second positive of the query of row 3
+    rows = [row | {"topic": i // 2} for i, row in enumerate(rows)]
     (root / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    source = PairSource(path=str(root / "p.jsonl"))
+    source = PairSource(path=str(root / "p.jsonl"), label=label)
     config = ContrastiveDataConfig(
         sources={"s": source}, decontaminate=[], validation_fraction=0.0, mine_negatives=mining
     )
@@ -43,6 +46,15 @@ def test_bm25_finds_near_documents_but_no_positive(tmp_path, tokenizer_dir):
     texts = pairs.take([10])
     assert texts.negatives[0][0].tolist() == pairs.take([9]).positives[0].tolist()
     assert pairs.hashes(10)[2] == pairs.hashes(9)[1]
+
+
+def test_a_document_of_the_same_label_is_no_negative(tmp_path, tokenizer_dir):
+    mining = MiningConfig(num_negatives=2, relative_margin=None)
+    frame, _ = prepare(tmp_path, tokenizer_dir, mining, label="topic")
+    rows = frame.rows(named=True)
+    # As above, query i shares a word with document i - 1; here 0 and 1, 2 and 3, ... are of one label.
+    assert rows[10]["negatives"] == [rows[9]["corpus"]]
+    assert rows[9]["negatives"] == []
 
 
 def test_margin_and_ranks():

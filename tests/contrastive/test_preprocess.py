@@ -128,9 +128,36 @@ def test_shapes_scores_and_duplicates(tmp_path, tokenizer_dir):
     assert texts.positives[1].tolist() == vocabulary.encode("w7 w8").ids
     assert [len(n) for n in texts.negatives] == [1, 1, 0]
     assert pairs.hashes(0).shape == (3,)
-    assert pairs.labels([0, 1]).tolist() == [pairs.labels([0])[0]] * 2  # one query, two positives
+    assert pairs.classes[0] == pairs.classes[1] != pairs.classes[2]  # one query, two positives
     assert pairs.negative_counts().tolist() == [1, 1, 0]
     verify_manifest(out)
+
+
+def test_labels_become_classes(tmp_path, tokenizer_dir):
+    words = [r | {"topic": i % 2} for i, r in enumerate(rows(4))]
+    bad = [r | {"topic": topic} for r, topic in zip(rows(2, 50), (None, 3), strict=True)]
+    del bad[1]["corpus"]
+    a = jsonl(tmp_path / "a.jsonl", words + bad)
+    b = jsonl(tmp_path / "b.jsonl", [r | {"topic": "1"} for r in rows(2, 20)])
+    c = jsonl(tmp_path / "c.jsonl", rows(2, 30))
+    cfg = config(
+        a=PairSource(path=str(a), label="topic"), b=PairSource(path=str(b), label="topic"), c=PairSource(path=str(c))
+    )
+    out, report = run(tmp_path, tokenizer_dir, dataclasses.replace(cfg, max_bad_fraction=0.5))
+    assert report["sources"]["a"]["bad_by_rule"] == {"corpus: not null": 1, "label: not null": 1}
+    frame = pl.read_parquet(out / "train" / "part-00000.parquet")
+    assert frame["label"].to_list() == ["0", "1", "0", "1", "1", "1", None, None]
+    classes = Pairs(out, "train").classes.tolist()
+    assert [classes.index(x) for x in classes] == [0, 1, 0, 1, 4, 4, 6, 7]  # b's 1 is not a's
+    assert Pairs(out, "train").manifest["labelled"] == ["a", "b"]
+
+
+@pytest.mark.parametrize(("label", "message"), [(1.5, "gives Float64, which is neither strings nor integers"),
+                                                 (["x"], "which is neither")])  # fmt: skip
+def test_a_label_of_another_type_is_refused(tmp_path, tokenizer_dir, label, message):
+    path = jsonl(tmp_path / "p.jsonl", [rows(1)[0] | {"topic": label}])
+    with pytest.raises(PipelineError, match=rf"p\.jsonl: column rule for 'label' .*{message}"):
+        run(tmp_path, tokenizer_dir, config(mine=PairSource(path=str(path), label="topic")))
 
 
 def test_evaluation_texts_are_dropped(tmp_path, tokenizer_dir):
