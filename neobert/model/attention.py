@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from neobert.config.model import ModelConfig
+from neobert.model.max_logits import max_logits
 from neobert.model.plan import ForwardPlan
 from neobert.model.rope import rotate_qkv
 from neobert.model.segments import Gather, PaddedLayout, Scatter
@@ -52,10 +53,16 @@ def padded_attention(qkv_T3ND: torch.Tensor, layout: PaddedLayout, scale: float)
 
 
 class Attention(nn.Module):
-    """Fused projection, rotary positions, attention, output projection: [T, H] -> [T, H]."""
+    """Fused projection, rotary positions, attention, output projection: [T, H] -> [T, H].
+
+    Where ``max_logits`` ([N] fp32) is set, a forward pass in training raises it to each head's largest logit.
+    """
+
+    max_logits: torch.Tensor | None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.register_buffer("max_logits", None, persistent=False)
         self.num_heads, self.head_dim = config.num_attention_heads, config.head_dim
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
@@ -63,4 +70,7 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor, plan: ForwardPlan) -> torch.Tensor:
         """See the class."""
         qkv = self.qkv(x).view(-1, 3, self.num_heads, self.head_dim)
-        return self.out(rotate_and_attend(qkv, plan, self.head_dim**-0.5).flatten(1))
+        scale = self.head_dim**-0.5
+        if self.max_logits is not None and self.training:
+            self.max_logits.copy_(torch.maximum(self.max_logits, max_logits(qkv.detach(), plan, scale)))
+        return self.out(rotate_and_attend(qkv, plan, scale).flatten(1))

@@ -2,7 +2,8 @@
 
 Laying out segments reads ``cu_seqlens`` on the host, which would break a graph; inside a custom operator it does not.
 The backward recomputes the softmax (Dao et al. 2022, arXiv:2205.14135, without tiling), a bounded block of segments
-at a time. Eager code takes ``padded_attention`` instead, whose SDPA kernels are faster.
+at a time. Eager code takes ``padded_attention`` instead, whose SDPA kernels are faster. A second operator measures the
+largest logits, in eager code too.
 """
 
 import torch
@@ -82,3 +83,23 @@ def _backward(ctx, grad):
 
 
 segmented_attention.register_autograd(_backward, setup_context=_setup)
+
+
+@torch.library.custom_op("neobert::segmented_max_logits", mutates_args=())
+def segmented_max_logits(qk: torch.Tensor, cu_seqlens: torch.Tensor, scale: float) -> torch.Tensor:
+    """[T, 2, N, D], [S+1] -> [N] fp32: each head's largest ``scale * q.k`` over pairs of a segment."""
+    layout = padded_layout(cu_seqlens, torch.float32)
+    padded = qk.new_zeros((layout.size, *qk.shape[1:])).index_copy_(0, layout.slot, qk)
+    largest = torch.full((qk.shape[2],), float("-inf"), dtype=torch.float32, device=qk.device)
+    for group in layout.groups:
+        for (q, k), mask, _, _ in _blocks(padded, group, qk.shape[2]):
+            logits = (q @ k.transpose(-1, -2)).float() * scale
+            if mask is not None:
+                logits = logits + mask + mask.transpose(-1, -2)  # padded keys, padded queries
+            largest = torch.maximum(largest, logits.amax((0, 2, 3)))
+    return largest
+
+
+@segmented_max_logits.register_fake
+def _(qk, cu_seqlens, scale):
+    return qk.new_empty((qk.shape[2],), dtype=torch.float32)

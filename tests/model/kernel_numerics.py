@@ -3,12 +3,14 @@
 Prints one JSON object: largest relative difference from plain PyTorch by kernel, forward and gradients together.
 """
 
+import itertools
 import json
 import sys
 
 import torch
 import torch.nn.functional as F
 
+from neobert.model.kernels.triton_max_logits import segmented_max_logits
 from neobert.model.kernels.triton_rmsnorm import add_rms_norm
 from neobert.model.kernels.triton_rope import rotate_qkv, rotate_queries_keys
 from neobert.model.kernels.triton_swiglu import swiglu
@@ -34,6 +36,12 @@ def worst(ours, theirs, inputs):
 def rms(x, delta, weight, dtype):
     total = x if delta is None else x + delta
     return total, F.rms_norm(total.float(), (x.shape[-1],), weight.float(), 1e-5).to(dtype)
+
+
+def plain_max_logits(qk, starts, scale):
+    """The largest number of each head's score matrices, a segment at a time."""
+    parts = [qk[a:b].float().permute(1, 2, 0, 3) for a, b in itertools.pairwise(starts) if b > a]
+    return torch.stack([(q @ k.transpose(-1, -2) * scale).amax((1, 2)) for q, k in parts]).amax(0)
 
 
 def main() -> None:
@@ -63,6 +71,16 @@ def main() -> None:
         found[f"add norm {name}"] = worst(ours, theirs, [x, delta, weight])
         ours, theirs = add_rms_norm(x, None, weight, 1e-5, branch), rms(x, None, weight, branch)
         found[f"norm {name}"] = worst(ours[1:], theirs[1:], [x, weight])
+    for name, dtype in (("fp32", torch.float32), ("half", low)):
+        # Segments shorter and longer than a block of queries, one empty, one ending in the last block.
+        for starts, heads, channels in (([0, 3, 70, 70, 150], 3, 24), ([0, 130], 2, 64), ([0, 5, 9], 1, 16)):
+            # Triton's interpreter multiplies bf16 as if they were integers.
+            half = torch.float16 if DEVICE == "cpu" and dtype == low else dtype
+            qk = tensor(starts[-1], 2, heads, channels, dtype=half).detach()
+            cu_seqlens = torch.tensor(starts, dtype=torch.int32, device=DEVICE)
+            expected = plain_max_logits(qk, starts, 0.3)
+            ours = segmented_max_logits(qk, cu_seqlens, 0.3)
+            found[f"max logits fp32 from {name} {starts}"] = ((ours - expected).abs() / expected.abs()).max().item()
     print(json.dumps(found))
 
 
