@@ -81,6 +81,10 @@ class EmbeddingWarmupConfig:
         default_factory=lambda: SchedulerConfig(name="linear", warmup_percent=5.0)
     )
 
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.optimizer.name in ("muon", "muonclip"):
+            yield "optimizer.name", "is for the matrices of an encoder, and the warm-up trains embeddings; take adamw"
+
 
 @dataclass(frozen=True)
 class ContrastiveConfig:

@@ -77,6 +77,7 @@ def contradictions(sections: dict[str, Any]) -> list[str]:
         *_decontaminated(sections),
         *_sampling(sections),
         *_labels(sections),
+        *_muonclip(sections),
     ]
 
 
@@ -165,3 +166,17 @@ def _sampling(sections: dict[str, Any]) -> Iterator[str]:
             f"dataset.sampling_probs: {len(probs)} probabilities for {entries} source(s) of corpus.source "
             f"{corpus.source}; give one for each entry, or null"
         )
+
+
+def _muonclip(sections: dict[str, Any]) -> Iterator[str]:
+    """QK-clip scales queries and keys, to no effect where the model normalises them.
+
+    Where a phase starts from a model of elsewhere, training looks at that one itself.
+    """
+    optimizers = {"optimizer": sections["optimizer"]}
+    for key in ("longer_context", "contrastive"):
+        if sections[key].pretrained_from in (PRETRAINED, LONG_CONTEXT):
+            optimizers[f"{key}.optimizer"] = sections[key].optimizer
+    for key, optimizer in optimizers.items():
+        if optimizer.name == "muonclip" and sections["model"].ngpt:
+            yield f"{key}.name: muonclip scales queries and keys, which model.ngpt (True) normalises; take muon"

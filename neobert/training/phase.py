@@ -78,7 +78,7 @@ class Phase:
         advise_on_shards(len(data.manifest["files"]), int(os.environ.get("WORLD_SIZE", "1")))
         info = dataclasses.replace(info, max_length=data.max_length)
         check_fit(self.stage, data, info)
-        preflight.check([self.out, self.reports], scratch, model, self.runtime)
+        preflight.check([self.out, self.reports], scratch, model, self.optimizer, self.runtime)
         source, evaluate = self._sources(data)
         objective = PretrainModel(
             model,

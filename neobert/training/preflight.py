@@ -9,11 +9,10 @@ from pathlib import Path
 
 from torch import nn
 
+from neobert.config.optimizer import OptimizerConfig
 from neobert.config.runtime import RuntimeConfig
 from neobert.errors import PipelineError
-
-ADAM = 3
-"""Tensors of a weight's size in a checkpoint: itself and two moments."""
+from neobert.training.optimizer import state_elements
 
 
 def existing_parent(path: Path) -> Path:
@@ -23,13 +22,16 @@ def existing_parent(path: Path) -> Path:
     return path
 
 
-def bytes_wanted(module: nn.Module, runtime: RuntimeConfig) -> int:
+def bytes_wanted(module: nn.Module, optimizer: OptimizerConfig, runtime: RuntimeConfig) -> int:
     """Room for the checkpoints and model directories that are kept, and for the one being written."""
-    weights = sum(p.numel() * p.element_size() for p in module.parameters())
-    return (runtime.save_total_limit + 1) * (ADAM + 1) * weights
+    weights = sum(p.numel() for p in module.parameters())
+    # Weights are in fp32, and once more in the model directory beside a checkpoint.
+    return (runtime.save_total_limit + 1) * (2 * weights + state_elements(module, optimizer)) * 4
 
 
-def problems(writable: list[Path], scratch: Path, module: nn.Module, runtime: RuntimeConfig) -> Iterator[str]:
+def problems(
+    writable: list[Path], scratch: Path, module: nn.Module, optimizer: OptimizerConfig, runtime: RuntimeConfig
+) -> Iterator[str]:
     """What would stop the run later."""
     for path in writable:
         parent = existing_parent(path)
@@ -37,7 +39,7 @@ def problems(writable: list[Path], scratch: Path, module: nn.Module, runtime: Ru
             yield f"{path}: cannot be made, {parent} is not a directory; move that file away"
         elif not os.access(parent, os.W_OK | os.X_OK):
             yield f"{path}: cannot be written, {parent} is read-only for this user; change its permissions"
-    wanted, free = bytes_wanted(module, runtime), shutil.disk_usage(existing_parent(scratch)).free
+    wanted, free = bytes_wanted(module, optimizer, runtime), shutil.disk_usage(existing_parent(scratch)).free
     if free < wanted:
         yield (
             f"{scratch}: has {free / 2**30:.2f} GiB free where checkpoints need {wanted / 2**30:.2f} GiB "
@@ -46,8 +48,10 @@ def problems(writable: list[Path], scratch: Path, module: nn.Module, runtime: Ru
         )
 
 
-def check(writable: list[Path], scratch: Path, module: nn.Module, runtime: RuntimeConfig) -> None:
+def check(
+    writable: list[Path], scratch: Path, module: nn.Module, optimizer: OptimizerConfig, runtime: RuntimeConfig
+) -> None:
     """Raise PipelineError with everything that `problems` finds."""
-    found = list(problems([*writable, scratch], scratch, module, runtime))
+    found = list(problems([*writable, scratch], scratch, module, optimizer, runtime))
     if found:
         raise PipelineError("\n  ".join(found))

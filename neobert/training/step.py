@@ -5,7 +5,7 @@ micro-batches and ranks: loss_sum * world / global_count, since DDP and FSDP ave
 split of a global batch then gives the same gradient. Dividing each micro-batch by its own count would weigh
 tokens unequally.
 
-A step whose loss or gradient is not finite is skipped on the device, by fused AdamW's `found_inf`, after both
+A step whose loss or gradient is not finite is skipped on the device, by the optimizer's `found_inf`, after both
 have been summed over ranks, so every rank skips alike and nobody waits to learn it.
 """
 
@@ -125,8 +125,8 @@ class TrainStep:
         if self.spikes is not None:
             bad = bad | self.spikes.is_spike(mean_loss, norm, bad)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        # Read by fused optimizers: where it is 1 they leave weights, moments and step counts alone.
+            group["lr"] = lr * group.get("lr_ratio", 1.0)
+        # Read by fused optimizers and ours: where it is 1 they leave weights, moments and step counts alone.
         self.optimizer.found_inf = bad.to(torch.float32)  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -198,4 +198,5 @@ def initialise_state(optimizer: torch.optim.Optimizer) -> None:
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     for state in optimizer.state.values():
-        state["step"].zero_()
+        if "step" in state:  # Adam's; Muon counts none
+            state["step"].zero_()

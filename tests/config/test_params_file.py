@@ -141,6 +141,10 @@ def test_an_invalid_profile_leaves_params_untouched(tmp_path):
             {"longer_context": {"pretrained_from": "models/long_context"}},
             r"longer_context\.pretrained_from: models/long_context is no directory",
         ),
+        (
+            {"longer_context": {"optimizer": {"name": "muonclip"}}, "model": {"ngpt": True}},
+            r"longer_context\.optimizer\.name: muonclip scales queries and keys, which model\.ngpt \(True\) normalises",
+        ),
         ({"traner": {}}, r"traner: unknown section"),
         ({"seed": -1}, r"seed: -1"),
     ],

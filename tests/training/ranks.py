@@ -13,6 +13,8 @@ from tests.training import tiny
 from tests.training.poison import Poisonable, Poisoned
 
 RANK = int(os.environ["RANK"])
+MUONCLIP = {"name": "muonclip", "qk_clip_threshold": 0.003}
+DEEPER = {"num_hidden_layers": 3}  # matrices that two ranks cannot share evenly
 
 
 class OneRankSignalled:
@@ -35,15 +37,22 @@ def train(scratch: Path, strategy: str, **others):
         torch.save({"history": result.history, "state": result.state_dict}, scratch / "result.pt")
 
 
+def stop(scratch: Path, strategy: str, **others) -> None:
+    try:
+        train(scratch, strategy, source=OneRankSignalled(6), **others)
+    except Preempted as error:
+        (scratch / f"rank-{RANK}.txt").write_text(str(error))
+
+
 def main(out: Path) -> None:
     for strategy in ("ddp", "fsdp2", "hsdp"):
         train(out / strategy, strategy)
+    for strategy in ("ddp", "fsdp2", "hsdp"):
+        train(out / f"{strategy}-muonclip", strategy, optimizer=MUONCLIP, model=DEEPER)
     for strategy in ("ddp", "fsdp2"):
         train(out / f"{strategy}-poisoned", strategy, objective=Poisonable(), source=Poisoned({5}, rank=1))
-        try:
-            train(out / f"{strategy}-stopped", strategy, source=OneRankSignalled(6))
-        except Preempted as error:
-            (out / f"{strategy}-stopped" / f"rank-{RANK}.txt").write_text(str(error))
+        stop(out / f"{strategy}-stopped", strategy)
+    stop(out / "fsdp2-muonclip-stopped", "fsdp2", optimizer=MUONCLIP, model=DEEPER)
 
 
 if __name__ == "__main__":

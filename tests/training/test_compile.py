@@ -20,6 +20,23 @@ def test_varied_batches_compile_once_and_follow_the_eager_losses(tmp_path):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_measuring_logits_neither_breaks_the_graph_nor_recompiles(tmp_path, checkpointing):
+    optimizer = {"name": "muonclip", "qk_clip_threshold": 0.003}
+    trainer = {"gradient_checkpointing": checkpointing, "max_steps": 6}
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+    a = tiny.run(tmp_path / "a", {**trainer, **compiled}, optimizer=optimizer)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+    b = tiny.run(tmp_path / "b", trainer, optimizer=optimizer)
+    plain = tiny.run(tmp_path / "c", trainer, optimizer={"name": "muon"})
+    weight = "model.encoder.layers.0.attention.qkv.weight"
+    torch.testing.assert_close(a.state_dict[weight], b.state_dict[weight])
+    assert a.state_dict[weight].norm() < 0.95 * plain.state_dict[weight].norm(), "the threshold must be exceeded"
+
+
 def test_timing_and_throughput_are_recorded_outside_the_history(tmp_path):
     import json
 

@@ -14,6 +14,9 @@ from tests.training import tiny
 from tests.training.poison import Poisonable, Poisoned
 
 ROOT = Path(__file__).resolve().parents[2]
+ONE_OF_TWO = {"per_device_train_batch_size": 2}
+MUONCLIP = {"name": "muonclip", "qk_clip_threshold": 0.003}
+DEEPER = {"num_hidden_layers": 3}
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,25 @@ def test_a_signal_to_one_rank_stops_all_and_one_process_goes_on(ranks, alone, st
     assert messages[0].split(" after ")[1] == messages[1].split(" after ")[1]
     resumed = tiny.run(stopped, {"per_device_train_batch_size": 2})
     same_curve(alone.history, resumed.history, 1e-5)
+
+
+@pytest.fixture(scope="module")
+def muonclip_alone(tmp_path_factory):
+    return tiny.run(tmp_path_factory.mktemp("muonclip"), ONE_OF_TWO, optimizer=MUONCLIP, model=DEEPER)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "hsdp"])
+def test_muonclip_on_two_ranks_follows_one_process(ranks, muonclip_alone, strategy):
+    """Matrices sharded by rows are orthogonalised whole, and clipped by the maximum over all ranks' batches."""
+    several = result(ranks / f"{strategy}-muonclip")
+    same_curve(muonclip_alone.history, several["history"], 1e-5)
+    for key, value in muonclip_alone.state_dict.items():
+        torch.testing.assert_close(value, several["state"][key], atol=1e-4, rtol=1e-3, msg=key)
+
+
+def test_one_process_goes_on_with_the_momentum_of_two(ranks, muonclip_alone):
+    resumed = tiny.run(ranks / "fsdp2-muonclip-stopped", ONE_OF_TWO, optimizer=MUONCLIP, model=DEEPER)
+    same_curve(muonclip_alone.history, resumed.history, 1e-5)
 
 
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"])

@@ -79,6 +79,7 @@ def run(
     runtime: dict | None = None,
     scheduler: dict | None = None,
     model: dict | None = None,
+    optimizer: dict | None = None,
     **others,
 ) -> TrainResult:
     """A whole training in `scratch`; dictionaries change single keys of the defaults above."""
@@ -86,7 +87,7 @@ def run(
         others.pop("objective", None) or objective(**(model or {})),
         others.pop("source", None) or source(),
         trainer=TrainerConfig(**{**TRAINER, **(trainer or {})}),
-        optimizer=OptimizerConfig(lr=1e-2),
+        optimizer=OptimizerConfig(**{"lr": 1e-2, **(optimizer or {})}),
         scheduler=SchedulerConfig(**(scheduler or {"name": "cosine", "warmup_steps": 2})),
         runtime=RuntimeConfig(**{**RUNTIME, **(runtime or {})}),
         seed=7,
