@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -52,12 +53,20 @@ class RuntimeConfig:
     persistent_workers: Annotated[
         bool | None, "Keep threads, and the batches they hold, through evaluations; null does where there are threads."
     ] = None
+    report_to: Annotated[
+        list[Literal["tensorboard", "wandb", "trackio", "dvclive"]],
+        "Experiment trackers that also get the history and speed of each training; empty is none.",
+    ] = field(default_factory=list)
+    project: Annotated[str, "The project's name at wandb and trackio."] = "neobert"
     timing: Annotated[bool, "Measure where the time of each step goes, and log and record it."] = False
     distributed: Annotated[DistributedConfig, "How the run is spread over devices."] = field(
         default_factory=DistributedConfig
     )
 
     def problems(self) -> Iterable[tuple[str, str]]:
-        """`true` would not say which checkpoint to take."""
+        """`true` would not say which checkpoint to take; a tracker must be installed."""
         if self.resume_from_checkpoint is True:
             yield "resume_from_checkpoint", "must be auto, latest, a path, a step or false"
+        for name in self.report_to:
+            if importlib.util.find_spec(name) is None:
+                yield "report_to", f"needs the package {name}, which is not installed: pip install {name}"

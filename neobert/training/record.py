@@ -3,7 +3,8 @@
     history.jsonl     step, epoch, samples, loss, grad_norm, lr, skipped, the objective's metrics; or step, eval_...
     throughput.jsonl  step, tokens/s, steps/s, MFU, and with runtime.timing where the time went
 
-Tokens/s leaves out evaluation and saving: their seconds are taken off the clock between two logs.
+Trackers (`runtime.report_to`) get the same rows. Tokens/s leaves out evaluation and saving: their seconds are taken off
+the clock between two logs.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from neobert.training.metrics import History, peak_flops
 from neobert.training.resume import HISTORY
 from neobert.training.source import HOST_KEYS, Batch, Objective
 from neobert.training.timing import Timing
+from neobert.training.trackers import Trackers
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ class Recorder:
         self.stage, self.workers, self.runtime, self.timing = stage, workers, runtime, timing
         self.history = History(scratch / HISTORY, start) if workers.is_main else None
         self._speed = open(scratch / "throughput.jsonl", "a") if workers.is_main else None  # noqa: SIM115
+        self.trackers = Trackers(scratch, stage, runtime, start) if workers.is_main else None
         name = torch.cuda.get_device_name(workers.device) if workers.device.type == "cuda" else None
         self._peak = peak_flops(name)
         self._flops: float | None = 0.0
@@ -79,8 +82,14 @@ class Recorder:
             self.history.append(row)
             self._speed.write(json.dumps(speed) + "\n")
             self._speed.flush()
+            self._track("train", row)
+            self._track("speed", speed)
             self._say(row, speed, max_steps, left)
         self._flops, self._tokens, self._steps, self._clock = 0.0, 0, 0, now
+
+    def _track(self, prefix: str, row: dict[str, Any]) -> None:
+        if self.trackers is not None:
+            self.trackers.log(prefix, row["step"], {key: value for key, value in row.items() if key != "step"})
 
     def _say(self, row: dict[str, Any], speed: dict[str, Any], max_steps: int, left: float) -> None:
         figures = [f"loss {row['loss']:.4f}", f"lr {row['lr']:.3g}", f"norm {row['grad_norm']:.3g}"]
@@ -99,6 +108,7 @@ class Recorder:
         row = {f"eval_{name}": value for name, value in figures.items()}
         if self.history is not None:
             self.history.append({"step": step, **row})
+            self._track("eval", {"step": step, **figures})
             log.info("%s %d: %s", self.stage, step, ", ".join(f"{k} {v:.4f}" for k, v in row.items()))
 
     def final(self) -> dict[str, float]:
@@ -114,7 +124,9 @@ class Recorder:
             self.history.sync()
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files, and end the trackers."""
+        if self.trackers is not None:
+            self.trackers.close()
         if self.history is not None and self._speed is not None:
             self.history.close()
             self._speed.close()
