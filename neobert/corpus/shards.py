@@ -1,8 +1,9 @@
 """Write documents as Parquet shards, train and validation apart by hash of the text.
 
 A shard ends after ``documents_per_shard`` documents or ``SHARD_BYTES`` of text; a training shard also ends where a new
-input begins, so that one more input file costs its own shards alone. Memory: one row group. The bytes depend on the
-documents alone. Cost: about 100 MB of text a second.
+input begins, so that one more input file costs its own shards alone. Files of one document each share shards (a window
+of one document packs badly): there a shard begins at documents whose hash says so, so one more file still costs one
+shard. Memory: one row group. The bytes depend on the documents alone. Cost: about 100 MB of text a second.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ SCHEMA = pa.schema([("id", pa.string()), ("source", pa.string()), ("text", pa.st
 ROW_GROUP_BYTES = 4 << 20
 SHARD_BYTES = 128 << 20
 SPLITS = ("train", "validation")
+TOGETHER = 4096  # of so many files of one document each, one begins a shard
 
 
 class Text(NamedTuple):
@@ -29,10 +31,9 @@ class Text(NamedTuple):
     text: str
 
 
-def is_validation(text: str, fraction: float) -> bool:
-    """Whether a document belongs to validation: by hash of its text, so that copies stay together."""
-    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < fraction * 2**64
+def text_number(text: bytes) -> int:
+    """A number of 64 bits from the hash of a document, which says where it goes: copies stay together."""
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
 class _Split:
@@ -95,17 +96,25 @@ class CorpusWriter:
         self.train = _Split(directory, "train", documents_per_shard)
         self.validation = _Split(directory, "validation", documents_per_shard)
         self.source = ""
+        self.documents = 0  # of the present input
 
     def begin_input(self, source: str) -> None:
         """Say that the next documents come from another input of ``source``."""
-        self.train.close(self.source)
-        self.source = source
+        if source != self.source or self.documents > 1:
+            self.train.close(self.source)
+        self.source, self.documents = source, 0
 
     def add(self, row: Text) -> None:
         """Add a document to the split that its text's hash says."""
-        size = len(row.text.encode("utf-8"))
-        split = self.validation if is_validation(row.text, self.fraction) else self.train
-        split.add(row, size, self.source)
+        text = row.text.encode("utf-8")
+        number = text_number(text)
+        if number < self.fraction * 2**64:
+            self.validation.add(row, len(text), self.source)
+        else:
+            if not self.documents and number % TOGETHER == 0:
+                self.train.close(self.source)
+            self.train.add(row, len(text), self.source)
+        self.documents += 1
 
     def finish(self, extra: dict[str, Any]) -> dict[str, Any]:
         """Close the shards and write the manifest, last.

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import neobert.corpus.shards as corpus_shards
 from neobert.config.corpus import CorpusConfig, HubDataset
 from neobert.corpus.build import write_corpus
 from neobert.errors import PipelineError
@@ -36,6 +37,28 @@ def test_formats_globs_and_compression(tmp_path):
     assert manifest["sources"] == [str(tmp_path / "*.jsonl*"), str(tmp_path / "c.parquet"), str(tmp_path / "d.txt")]
     assert len(manifest["files"]) == 4, "each input file begins a shard"
     assert read_manifest(tmp_path / "embedded")["files"] == {}
+
+
+def test_files_of_one_document_share_shards_and_a_new_one_costs_one_shard(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus_shards, "TOGETHER", 8)
+    for number in range(100):
+        (tmp_path / f"{number:03d}.txt").write_text(f"document {number}")
+
+    def shards():
+        texts, manifest = build(tmp_path, [tmp_path / "*.txt"])
+        train = {entry["sha256"] for name, entry in manifest["files"].items() if name.startswith("train/")}
+        return texts, train
+
+    texts, first = shards()
+    assert texts == sorted(f"document {number}" for number in range(100))
+    assert 5 <= len(first) <= 30, "about one in eight files begins a shard"
+    (tmp_path / "0505.txt").write_text("in between")
+    texts, second = shards()
+    assert len(texts) == 101
+    assert len(first - second) <= 1, "all shards but one are as they were"
+    jsonl(tmp_path / "z.jsonl", [{"text": "one"}, {"text": "two"}])
+    manifest = build(tmp_path, [tmp_path / "*.txt", tmp_path / "z.jsonl"])[1]
+    assert second < {entry["sha256"] for entry in manifest["files"].values()}, "another source begins a shard"
 
 
 def test_url(tmp_path):
