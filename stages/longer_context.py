@@ -8,9 +8,13 @@ from pathlib import Path
 from neobert.config.dataset import DatasetConfig
 from neobert.config.load import load, load_seed
 from neobert.config.longer_context import LongerContextConfig
+from neobert.config.quartet2 import Quartet2Config
 from neobert.config.runtime import RuntimeConfig
+from neobert.config.torchao import TorchaoConfig
+from neobert.config.transformer_engine import TransformerEngineConfig
 from neobert.model.pretrained import open_pretrained
 from neobert.training.launch import on_all_devices
+from neobert.training.low_precision.recipes import enabled
 from neobert.training.phase import Phase
 from neobert.training.scratch import describe, open_scratch
 from stages.stage import run
@@ -32,6 +36,11 @@ def main() -> None:
         scheduler=config.scheduler,
         runtime=load(RuntimeConfig, "runtime"),
         seed=load_seed(),
+        low_precision=enabled(
+            load(TorchaoConfig, "torchao"),
+            load(TransformerEngineConfig, "transformer_engine"),
+            load(Quartet2Config, "quartet2"),
+        ),
     )
     if on_all_devices("stages.longer_context", phase.runtime.distributed):
         return

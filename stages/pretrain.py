@@ -7,10 +7,14 @@ from neobert.config.dataset import DatasetConfig
 from neobert.config.load import load, load_seed
 from neobert.config.model import ModelConfig
 from neobert.config.optimizer import OptimizerConfig
+from neobert.config.quartet2 import Quartet2Config
 from neobert.config.runtime import RuntimeConfig
 from neobert.config.scheduler import SchedulerConfig
+from neobert.config.torchao import TorchaoConfig
 from neobert.config.trainer import TrainerConfig
+from neobert.config.transformer_engine import TransformerEngineConfig
 from neobert.training.launch import on_all_devices
+from neobert.training.low_precision.recipes import enabled
 from neobert.training.phase import Phase, new_model
 from neobert.training.scratch import describe, open_scratch
 from stages.stage import run
@@ -31,6 +35,11 @@ def main() -> None:
         scheduler=load(SchedulerConfig, "scheduler"),
         runtime=load(RuntimeConfig, "runtime"),
         seed=load_seed(),
+        low_precision=enabled(
+            load(TorchaoConfig, "torchao"),
+            load(TransformerEngineConfig, "transformer_engine"),
+            load(Quartet2Config, "quartet2"),
+        ),
     )
     if on_all_devices("stages.pretrain", phase.runtime.distributed):
         return

@@ -11,6 +11,7 @@ from typing import Any
 
 from neobert.config.load import PARAMS, load_seed, read_params
 from neobert.config.schema import parse
+from neobert.config.torchao import EMULATED
 from neobert.errors import PipelineError
 
 # section -> (module of neobert.config, dataclass)
@@ -24,6 +25,9 @@ SECTIONS = {
     "trainer": ("trainer", "TrainerConfig"),
     "optimizer": ("optimizer", "OptimizerConfig"),
     "scheduler": ("scheduler", "SchedulerConfig"),
+    "torchao": ("torchao", "TorchaoConfig"),
+    "transformer_engine": ("transformer_engine", "TransformerEngineConfig"),
+    "quartet2": ("quartet2", "Quartet2Config"),
     "longer_context": ("longer_context", "LongerContextConfig"),
     "contrastive_data": ("contrastive_data", "ContrastiveDataConfig"),
     "contrastive": ("contrastive", "ContrastiveConfig"),
@@ -38,6 +42,7 @@ SECTIONS = {
 EMBEDDED = "data/embedded/"
 # What the pipeline itself makes, and the model of which it makes it.
 PRETRAINED, LONG_CONTEXT = "models/pretrained", "models/long_context"
+LOW_PRECISION = ("torchao", "transformer_engine", "quartet2")
 
 
 def section_class(key: str) -> type:
@@ -78,6 +83,7 @@ def contradictions(sections: dict[str, Any]) -> list[str]:
         *_sampling(sections),
         *_labels(sections),
         *_muonclip(sections),
+        *_low_precision(sections),
     ]
 
 
@@ -180,3 +186,40 @@ def _muonclip(sections: dict[str, Any]) -> Iterator[str]:
     for key, optimizer in optimizers.items():
         if optimizer.name == "muonclip" and sections["model"].ngpt:
             yield f"{key}.name: muonclip scales queries and keys, which model.ngpt (True) normalises; take muon"
+
+
+def _low_precision(sections: dict[str, Any]) -> Iterator[str]:
+    """At most one package, and in both pretraining phases what it needs of the trainer."""
+    enabled = [key for key in LOW_PRECISION if sections[key].enable]
+    if len(enabled) > 1:
+        yield f"{' and '.join(f'{key}.enable' for key in enabled)}: only one may be true"
+    for key in enabled:
+        section = sections[key]
+        for phase, trainer in (
+            ("trainer", sections["trainer"]),
+            ("longer_context.trainer", sections["longer_context"].trainer),
+        ):
+            yield from _trained_in(key, section, phase, trainer)
+    strategy = sections["runtime"].distributed.strategy
+    if sections["torchao"].enable and sections["torchao"].enable_fsdp_float8_all_gather and strategy == "ddp":
+        yield (
+            "torchao.enable_fsdp_float8_all_gather: true gathers weights, which ddp never does; set "
+            "runtime.distributed.strategy to fsdp2 or hsdp"
+        )
+
+
+def _trained_in(key: str, section: Any, phase: str, trainer: Any) -> Iterator[str]:
+    if section.require_compile and not trainer.torch_compile:
+        yield f"{phase}.torch_compile: false, and {key}.require_compile asks for true; set one of them"
+    if section.recipe not in EMULATED and trainer.mixed_precision != "bf16":
+        yield f"{phase}.mixed_precision: {trainer.mixed_precision} must be bf16 with {key}.recipe {section.recipe}"
+    if section.recipe == "fp8_delayed" and trainer.torch_compile:
+        yield (
+            f"{phase}.torch_compile: true, and torch.compile cannot trace {key}.recipe fp8_delayed, whose scales are "
+            f"state; take fp8_current, or set it and {key}.require_compile to false"
+        )
+    if key == "transformer_engine" and trainer.gradient_checkpointing:
+        yield (
+            f"{phase}.gradient_checkpointing: true would recompute layers outside of Transformer Engine's autocast, in "
+            "another precision; set it to false"
+        )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -56,13 +57,15 @@ def local_device() -> torch.device:
 class Workers:
     """This process among the run's ranks.
 
-    Attributes: rank, world, device, accelerator, group and checkpoint_group (gloo; None alone).
+    Attributes: rank, world, device, accelerator, group and checkpoint_group (gloo; None alone), recipe_autocast (what
+        a low-precision recipe wants around every forward).
     """
 
     def __init__(self, config: DistributedConfig, mixed_precision: str) -> None:
         refuse_other_engines()
         self.config = config
         self.autocast_bf16 = mixed_precision == "bf16"
+        self.recipe_autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
         # Precision is the loop's own autocast: accelerate's would cast outputs inside the compiled graph.
         self.accelerator = Accelerator(
             mixed_precision="no",
@@ -120,9 +123,11 @@ class Workers:
             raise PipelineError(f"runtime.distributed.shard_size: {shard} must divide the {self.world} ranks")
         return init_device_mesh(self.device.type, (self.world // shard, shard), mesh_dim_names=("replicate", "shard"))
 
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """bf16 autocast where the run asks for it."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast_bf16)
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """bf16 autocast where the run asks for it, and the low-precision recipe's."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast_bf16), self.recipe_autocast():
+            yield
 
     def no_sync(self, module: Any, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Skip the gradients' reduction on all but the last micro-batch of a step."""

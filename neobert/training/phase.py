@@ -13,6 +13,7 @@ from torch import Tensor
 
 from neobert.config.datacollator import DataCollatorConfig
 from neobert.config.dataset import DatasetConfig
+from neobert.config.low_precision import LinearLayersConfig
 from neobert.config.model import ModelConfig
 from neobert.config.optimizer import OptimizerConfig
 from neobert.config.runtime import RuntimeConfig
@@ -31,6 +32,7 @@ from neobert.training import preflight
 from neobert.training.distributed import local_device
 from neobert.training.evaluate import evaluator, groups_of, spread
 from neobert.training.launch import is_main_process
+from neobert.training.low_precision.recipes import check_tokens, require
 from neobert.training.masking import MaskTable
 from neobert.training.mlm import MlmSource
 from neobert.training.objective import PretrainModel
@@ -67,6 +69,7 @@ class Phase:
     scheduler: SchedulerConfig
     runtime: RuntimeConfig
     seed: int
+    low_precision: LinearLayersConfig | None
 
     def run(self, model: MaskedLM, info: ModelInfo, scratch: Path) -> None:
         """Train `model` on the packed rows, and write the model directory and the reports.
@@ -74,7 +77,9 @@ class Phase:
         Raises:
             PipelineError: data, tokenizer and model do not belong together, or as `train`.
         """
+        require(self.low_precision)
         data = self._open("train")
+        check_tokens(self.low_precision, self.trainer.per_device_train_batch_size * data.max_length)
         advise_on_shards(len(data.manifest["files"]), int(os.environ.get("WORLD_SIZE", "1")))
         info = dataclasses.replace(info, max_length=data.max_length)
         check_fit(self.stage, data, info)
@@ -102,6 +107,7 @@ class Phase:
             stage=self.stage,
             evaluate=evaluate,
             save_model=save,
+            low_precision=self.low_precision,
         )
         if is_main_process():
             save(self.out, result.state_dict)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neobert.config.low_precision import LinearLayersConfig
 from neobert.config.optimizer import OptimizerConfig
 from neobert.config.runtime import RuntimeConfig
 from neobert.config.scheduler import SchedulerConfig
@@ -30,6 +31,7 @@ from neobert.training import resume
 from neobert.training.checkpoint import Checkpointer
 from neobert.training.distributed import Workers
 from neobert.training.host import keep_freed_memory
+from neobert.training.low_precision.convert import convert
 from neobert.training.model_checkpoint import SaveModel, full_state, model_writer
 from neobert.training.numerics import SkipWatch
 from neobert.training.optimizer import build_optimizer
@@ -96,6 +98,7 @@ def train(
     evaluate: Evaluate | None = None,
     evaluate_first: bool = False,
     save_model: SaveModel | None = None,
+    low_precision: LinearLayersConfig | None = None,
 ) -> TrainResult:
     """Train `objective` (see `source.Objective`) on `source` for `trainer.max_steps` steps.
 
@@ -107,6 +110,7 @@ def train(
             `trainer.eval_steps` and at the end.
         evaluate_first: evaluate before the first step too, as step 0.
         save_model: writes a model directory from the objective's full CPU state; called with each checkpoint.
+        low_precision: what linear layers compute in; None is `trainer.mixed_precision` alone.
 
     Raises:
         PipelineError: contradictory batch sizes, an unusable checkpoint, too many skipped steps in a row, a
@@ -118,7 +122,7 @@ def train(
     _set_determinism(trainer.deterministic, seed)
     if workers.device.type == "cpu":
         keep_freed_memory()
-    module, updater = assemble(objective, trainer, optimizer, workers)
+    module, updater = assemble(objective, trainer, optimizer, workers, low_precision)
     timing = Timing(workers.device, runtime.timing)
     saver = Checkpointer(
         scratch / resume.CHECKPOINTS,
@@ -272,23 +276,31 @@ def _set_determinism(deterministic: bool, seed: int) -> None:
 
 
 def assemble(
-    objective: nn.Module, trainer: LoopConfig, optimizer: OptimizerConfig, workers: Workers
+    objective: nn.Module,
+    trainer: LoopConfig,
+    optimizer: OptimizerConfig,
+    workers: Workers,
+    low_precision: LinearLayersConfig | None = None,
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """The objective compiled, on its device and wrapped for its ranks, and its optimizer."""
+    """The objective converted, compiled, on its device and wrapped for its ranks, and its optimizer."""
     for encoder in (m for m in objective.modules() if isinstance(m, Encoder)):
         encoder.gradient_checkpointing = trainer.gradient_checkpointing
-    compile_objective(objective, trainer, workers.sharded)
+    conversion = convert(objective, low_precision, device=workers.device, sharded=workers.sharded)
+    compile_objective(objective, trainer, workers.sharded, conversion.fullgraph)
     module = workers.prepare(objective).train()
-    return module, build_optimizer(objective, optimizer)
+    updater = build_optimizer(objective, optimizer)
+    workers.recipe_autocast = conversion.autocast
+    conversion.follow(module, updater)
+    return module, updater
 
 
-def compile_objective(objective: nn.Module, config: LoopConfig, sharded: bool) -> None:
+def compile_objective(objective: nn.Module, config: LoopConfig, sharded: bool, fullgraph: bool = True) -> None:
     """Compile in place, before any wrapper: one full graph, or each layer's forward where FSDP2 gathers around it."""
     if not config.torch_compile:
         return
     torch._logging.set_logs(recompiles=True)  # each one with its reason
     options: dict[str, Any] = {
-        "fullgraph": True,
+        "fullgraph": fullgraph,
         "backend": config.torch_compile_backend,
         "dynamic": config.torch_compile_dynamic,
     }

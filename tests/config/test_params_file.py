@@ -45,11 +45,11 @@ def test_every_key_has_a_sentence():
 
 
 def attribute_reads() -> set[str]:
-    """Every attribute name that code outside neobert/config reads."""
+    """Every attribute name that code outside neobert/config reads, and the validation, which may refuse for it."""
     found = set()
     for folder in ("neobert", "stages"):
         for path in (ROOT / folder).rglob("*.py"):
-            if path.parent.name != "config":
+            if path.parent.name != "config" or path.name == "validate.py":
                 tree = ast.parse(path.read_text())
                 found |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
                 # load(PackingConfig, "longer_context.packing")
@@ -117,6 +117,80 @@ def test_an_invalid_profile_leaves_params_untouched(tmp_path):
         apply_profile("missing", tmp_path, path)
 
 
+def changed(tmp_path: Path, change: dict) -> Path:
+    """A copy of params.yaml with some keys changed."""
+    path = tmp_path / "params.yaml"
+    params = read_params(ROOT / "params.yaml")
+    merge(params, change)
+    with open(path, "w") as handle:
+        YAML().dump(params, handle)
+    return path
+
+
+GPU = {"mixed_precision": "bf16", "torch_compile": True}
+PHASES = {"trainer": GPU, "longer_context": {"trainer": GPU}}
+LOW_PRECISION = [
+    (
+        {**PHASES, "torchao": {"enable": True}, "quartet2": {"enable": True}},
+        r"torchao\.enable and quartet2\.enable: only one may be true",
+    ),
+    ({"torchao": {"enable": True}}, r"\n  trainer\.torch_compile: false, and torchao\.require_compile asks for true"),
+    (
+        {"trainer": GPU, "torchao": {"enable": True, "recipe": "mxfp8_emulated"}},
+        r"longer_context\.trainer\.torch_compile: false, and torchao\.require_compile",
+    ),
+    (
+        {"quartet2": {"enable": True, "require_compile": False}},
+        r"longer_context\.trainer\.mixed_precision: no must be bf16 with quartet2\.recipe quartet_ii",
+    ),
+    (
+        {**PHASES, "torchao": {"enable": True, "recipe": "float8_tensorwise", "enable_fsdp_float8_all_gather": True}},
+        r"enable_fsdp_float8_all_gather: true gathers weights, which ddp never does",
+    ),
+    ({"torchao": {"enable_fsdp_float8_all_gather": True}}, r"all_gather: True needs one scale a weight"),
+    ({"torchao": {"precompute_float8_dynamic_scale_for_fsdp": True}}, r"_for_fsdp: True makes the scales that"),
+    (
+        {"torchao": {"recipe": "float8_rowwise_with_gw_hp", "auto_filter_small_kn": True}},
+        r"auto_filter_small_kn: True is for float8_tensorwise and float8_rowwise, not float8_rowwise_with_gw_hp",
+    ),
+    ({"torchao": {"filter_fqns": []}}, r"torchao\.filter_fqns: \[\] must name the decoder"),
+    (
+        {**PHASES, "transformer_engine": {"enable": True, "recipe": "fp8_delayed"}},
+        r"trainer\.torch_compile: true, and torch\.compile cannot trace transformer_engine\.recipe fp8_delayed",
+    ),
+    (
+        {**PHASES, "trainer": {**GPU, "gradient_checkpointing": True}, "transformer_engine": {"enable": True}},
+        r"trainer\.gradient_checkpointing: true would recompute layers outside of Transformer Engine",
+    ),
+    ({"transformer_engine": {"disable_rht": True}}, r"disable_rht: True is for nvfp4, not fp8_current"),
+    ({"transformer_engine": {"recipe": "nvfp4", "fp8_format": "E4M3"}}, r"fp8_format: 'E4M3' is not for nvfp4"),
+    ({"quartet2": {"required_dim_multiple": 192}}, r"required_dim_multiple: 192 must be a multiple of 128"),
+]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {**PHASES, "torchao": {"enable": True}},
+        {"torchao": {"enable": True, "recipe": "mxfp4_emulated", "require_compile": False}},
+        {**PHASES, "transformer_engine": {"enable": True, "recipe": "nvfp4", "disable_rht": True}},
+        {**PHASES, "quartet2": {"enable": True}},
+        {
+            **PHASES,
+            "runtime": {"distributed": {"strategy": "fsdp2"}},
+            "torchao": {
+                "enable": True,
+                "recipe": "float8_tensorwise",
+                "enable_fsdp_float8_all_gather": True,
+                "precompute_float8_dynamic_scale_for_fsdp": True,
+            },
+        },
+    ],
+)
+def test_low_precision_as_documented_is_valid(tmp_path, change):
+    validate(changed(tmp_path, change))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -145,15 +219,11 @@ def test_an_invalid_profile_leaves_params_untouched(tmp_path):
             {"longer_context": {"optimizer": {"name": "muonclip"}}, "model": {"ngpt": True}},
             r"longer_context\.optimizer\.name: muonclip scales queries and keys, which model\.ngpt \(True\) normalises",
         ),
+        *LOW_PRECISION,
         ({"traner": {}}, r"traner: unknown section"),
         ({"seed": -1}, r"seed: -1"),
     ],
 )
 def test_contradictions_name_both_keys(tmp_path, change, message):
-    path = tmp_path / "params.yaml"
-    params = read_params(ROOT / "params.yaml")
-    merge(params, change)
-    with open(path, "w") as handle:
-        YAML().dump(params, handle)
     with pytest.raises(PipelineError, match=message):
-        validate(path)
+        validate(changed(tmp_path, change))
