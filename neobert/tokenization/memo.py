@@ -179,12 +179,14 @@ class MemoEncoder:
         strings = distinct.dictionary.to_pylist()
         slots = self.words.find(strings)
         missing = np.flatnonzero(slots < 0)
-        if len(missing):
-            new = distinct.dictionary.take(pa.array(missing))
-            slots[missing] = self._learn(new, [strings[i] for i in missing.tolist()])
-        ids, lengths = self.words.gather(slots[distinct.indices.to_numpy()])
-        self.words.trim()
-        self.pieces.trim()
+        try:
+            if len(missing):
+                new = distinct.dictionary.take(pa.array(missing))
+                slots[missing] = self._learn(new, [strings[i] for i in missing.tolist()])
+            ids, lengths = self.words.gather(slots[distinct.indices.to_numpy()])
+        finally:  # also when a batch fails half-way: a dask worker goes on, and its memo with it
+            self.words.trim()
+            self.pieces.trim()
         self._trusted = len(missing) == 0 or _bytes(new) <= MOSTLY_NEW * _bytes(texts)
         ends = np.concatenate([[0], np.cumsum(lengths)])
         offsets = split.offsets.to_numpy() - split.offsets[0].as_py()

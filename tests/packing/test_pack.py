@@ -56,6 +56,21 @@ def test_every_document_is_there_once_in_pieces_of_its_own_order(tokens, tmp_pat
         assert len(cut) >= (CONFIG.max_length - 2) // 2
 
 
+def test_rows_that_were_mended_hold_every_token_in_its_place(tmp_path):
+    """Tokens are numbered through the shard, so a segment says where it was cut from."""
+    lengths = np.clip(np.random.default_rng(3).lognormal(4, 1, 3000), 3, 5000).astype(int)
+    ends = 10 + np.cumsum(lengths)
+    documents = [list(range(stop - length, stop)) for stop, length in zip(ends.tolist(), lengths.tolist(), strict=True)]
+    tokens = write_tokens(tmp_path / "tokens", {"train/part-00000.arrow": documents}, vocab_size=int(ends[-1]))
+    totals = pack(tokens, tmp_path / "packed", CONFIG, 1, tmp_path / "cache", Engine(workers=1))["train"]
+    found = sorted(segments(PackedDataset(tmp_path / "packed" / "train")))
+    assert [token for segment in found for token in segment] == list(range(10, int(ends[-1]))), "each once, in order"
+    assert set(ends.tolist()) <= {segment[-1] + 1 for segment in found}, "no segment spans two documents"
+    inner = CONFIG.max_length - 2
+    assert len(found) > sum(-(-length // inner) for length in lengths.tolist()), "more cuts than the fewest"
+    assert totals["fill"] >= 0.998
+
+
 def test_dimensions_and_manifest(tokens, tmp_path):
     totals = pack(tokens, tmp_path / "packed", CONFIG, 1, tmp_path / "cache", Engine(workers=1))
     data = PackedDataset(tmp_path / "packed" / "train")

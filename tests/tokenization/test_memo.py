@@ -135,6 +135,29 @@ def test_memory_limits_hold(tokenizer):
         assert encoder.words.count == len(encoder.words.slots)
 
 
+def test_a_failed_batch_leaves_the_memo_right(tokenizer, monkeypatch):
+    """The process goes on (a dask worker outlives a failed job), and its memo with it."""
+    rust = RustEncoder(open_tokenizer(tokenizer)[0])
+    rules, _ = memo_rules(rust.tokenizer)
+    encoder = MemoEncoder(rust, rules)
+    known = pa.array(["first words of a text " * 9])
+    encoder.encode(known)
+
+    def fail_on_accents(texts):
+        if any(not text.isascii() for text in texts):
+            raise MemoryError
+        return RustEncoder.encode_list(rust, texts)
+
+    monkeypatch.setattr(rust, "encode_list", fail_on_accents)
+    with pytest.raises(MemoryError):
+        encoder.encode(pa.array(["quite other plain words and one café " * 9]))
+    monkeypatch.undo()
+    for texts in (pa.array(["a third text learns something " * 9]), pa.array(["and a fourth overwrites it " * 9])):
+        encoder.encode(texts)
+    for texts in (known, pa.array(["a third text learns something " * 9]), pa.array(["and a fourth overwrites it"])):
+        same(encoder.encode(texts), rust.encode(texts))
+
+
 def test_words_that_hardly_repeat_go_to_rust(tokenizer):
     rust, _ = open_tokenizer(tokenizer)
     encoder = make_encoder(rust)
