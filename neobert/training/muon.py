@@ -30,8 +30,8 @@ from neobert.config.optimizer import MuonSettings
 from neobert.training.orthogonalize import orthogonalize
 from neobert.training.qk_clip import QkClip
 
-STACKED = 1 << 27
-"""Elements of a stack, at most: 512 MiB in fp32."""
+STACKED = 1 << 26
+"""Elements of a stack, at most: 256 MiB in fp32, of which an update holds about four."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -75,7 +75,8 @@ class Muon(torch.optim.Optimizer):
     def _update(self, parameters: list[Tensor], lr: float, decay: float, parts: int, sound: Tensor) -> None:
         """Update parameters of one shape; ``sound`` is 1, or 0 where nothing may change."""
         for parameter in parameters:
-            self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+            if not self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         weights = _local(parameters)
         buffers = _local([self.state[p]["momentum_buffer"] for p in parameters])
         gradients = torch.stack(_local([p.grad for p in parameters if p.grad is not None]))
@@ -95,12 +96,14 @@ class Muon(torch.optim.Optimizer):
         if isinstance(like, DTensor):
             rows = [Shard(1) if p.is_shard() else p for p in like.placements]
             whole = [Shard(0) if p.is_shard() else p for p in like.placements]
-            matrices = _moved(update, like, rows, whole, len(update))
-        else:
-            matrices = update
-        each = matrices.reshape(-1, like.shape[0] // parts, like.shape[1])
-        result = orthogonalize(each, self.settings.orthogonalization, self.settings.ns_steps).reshape(matrices.shape)
-        return _moved(result, like, whole, rows, len(update)) if isinstance(like, DTensor) else result
+            matrices = _moved(update, len(update), like, rows, whole)
+            return _moved(self._orthogonalized_whole(matrices, parts), len(update), like, whole, rows)
+        return self._orthogonalized_whole(update, parts)
+
+    def _orthogonalized_whole(self, matrices: Tensor, parts: int) -> Tensor:
+        _, rows, columns = matrices.shape
+        each = matrices.reshape(-1, rows // parts, columns)
+        return orthogonalize(each, self.settings.orthogonalization, self.settings.ns_steps).reshape(matrices.shape)
 
 
 def shape_factor(adjust_lr_fn: str, rows: int, columns: int) -> float:
@@ -125,11 +128,15 @@ def _local(tensors: list[Tensor]) -> list[Tensor]:
     return [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
 
 
-def _moved(stack: Tensor, like: DTensor, source: list[Placement], target: list[Placement], count: int) -> Tensor:
-    """This rank's part of ``count`` matrices like ``like`` under placements ``target``, given that under ``source``."""
-    shape = torch.Size((count, *like.shape))
-    strides = (like.shape[0] * like.shape[1], like.shape[1], 1)
+def _moved(stack: Tensor, count: int, like: DTensor, source: list[Placement], target: list[Placement]) -> Tensor:
+    """This rank's part of ``count`` stacked parameters like ``like`` under ``target``, given that under ``source``."""
+    rows, columns = like.shape
     spread = DTensor.from_local(
-        stack.contiguous(), like.device_mesh, source, run_check=False, shape=shape, stride=strides
+        stack.contiguous(),
+        like.device_mesh,
+        source,
+        run_check=False,
+        shape=torch.Size((count, rows, columns)),
+        stride=(rows * columns, columns, 1),
     )
     return spread.redistribute(placements=target).to_local()

@@ -1,8 +1,8 @@
 """QK-clip: no head's attention logits outgrow a threshold (Kimi K2, arXiv:2507.20534, section 2.1).
 
 S is a head's largest logit, scale x q.k within segments, over a step's whole batch: all micro-batches, all ranks.
-After the update, where S > tau, the head's rows of W_q and W_k are multiplied by sqrt(tau / S) each: the logits of
-that batch would have been at most tau, and no other head is touched. Muon needs it more than AdamW, as its updates
+After the update, where S > tau, the head's rows of W_q and W_k are multiplied by sqrt(tau / S) each, which multiplies
+its logits by tau / S; no other head is touched. Muon needs it more than AdamW, as its updates
 have full rank and make q and k grow along all directions at once.
 
 The attention layers measure S themselves, in the forward pass (``neobert.model.max_logits``), into a buffer each that
@@ -28,7 +28,7 @@ class QkClip:
         threshold: tau.
 
     Raises:
-        PipelineError: it has no attention layers of which this is true: nGPT's, or none.
+        PipelineError: it has no attention layers whose logits follow their weights' size.
     """
 
     def __init__(self, module: nn.Module, threshold: float) -> None:

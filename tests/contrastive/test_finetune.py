@@ -68,6 +68,13 @@ def test_it_learns_and_saves_what_it_trained(world, tmp_path):
     assert not torch.equal(trained.encoder.layers[0].mlp_norm.weight, original.encoder.layers[0].mlp_norm.weight)
 
 
+def test_muonclip_fine_tunes(world, tmp_path):
+    optimizer = OptimizerConfig(name="muonclip", lr=2e-3, weight_decay=0.01)
+    done = run(world, tmp_path, dataclasses.replace(config(12, warmup=False), optimizer=optimizer))
+    losses = [row["loss"] for row in done.result.history if "loss" in row]
+    assert losses[-1] < losses[0]
+
+
 def test_resume_is_exact(world, tmp_path):
     whole = run(world, tmp_path / "whole", config(8)).result.state_dict
     interrupted = tmp_path / "interrupted"

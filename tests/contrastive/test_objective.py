@@ -15,6 +15,7 @@ from neobert.contrastive.warmup import BagOfEmbeddings, inverse_document_frequen
 from neobert.model.batch import flatten
 from neobert.model.embedding import EmbeddingModel
 from neobert.model.storage import load_model
+from neobert.training.qk_clip import QkClip
 from neobert.training.source import HOST_KEYS
 
 
@@ -50,6 +51,18 @@ def test_grad_cache_changes_nothing(world, mini_batch_size):
     assert torch.allclose(loss, whole[0], rtol=1e-5)
     for a, b in zip(gradients, whole[1], strict=True):
         assert torch.allclose(a, b, atol=2e-5)
+
+
+def test_qk_clip_measures_the_same_in_chunks(world):
+    """Each chunk is encoded twice, once for the loss and once for its gradient."""
+    measured = []
+    for sizes in ({}, {"mini_batch_size": 5}):
+        module = objective(world)
+        clip = QkClip(module, 1.0)
+        loss_and_gradients(module, source(world, **sizes).micro_batches(0, 12, 12, 0, 1)[0])
+        measured.append(torch.stack([attention.max_logits for attention in clip.attentions]))
+    torch.testing.assert_close(*measured)
+    assert measured[0].isfinite().all()
 
 
 def test_compiled_equals_eager_whatever_the_sizes(world):

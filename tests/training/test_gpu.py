@@ -22,11 +22,12 @@ MODEL = {"hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 192,
 BF16 = {"mixed_precision": "bf16", "torch_compile": True}
 
 
-def test_steps_never_make_the_host_wait():
+@pytest.mark.parametrize("name", ["adamw", "muonclip"])
+def test_steps_never_make_the_host_wait(name):
     config = TrainerConfig(**{**tiny.TRAINER, **BF16, "skip_spikes": True})
     objective, source = tiny.objective(**MODEL), tiny.source()
     workers = Workers(DistributedConfig(), config.mixed_precision)
-    module, updater = assemble(objective, config, OptimizerConfig(), workers)
+    module, updater = assemble(objective, config, OptimizerConfig(name=name), workers)
     timing = Timing(workers.device, enabled=True)
     step = TrainStep(module, objective, updater, workers, config, timing, lambda: None)
     batches = DeviceBatches(lambda i: source.micro_batches(i * 8, 8, 4, 0, 1), range(20), workers.device, 1, 2, timing)
@@ -54,6 +55,26 @@ def test_one_compilation_and_the_cpus_losses(tmp_path, monkeypatch):
     PartialState._reset_state()
     for a, b in zip(compiled.history, eager.history, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-2)
+
+
+def test_muonclip_compiles_once_and_clips_as_on_the_cpu(tmp_path, monkeypatch):
+    """The kernel that measures logits beside a flash kernel, inside the one graph."""
+    clip = {"optimizer": {"name": "muonclip", "qk_clip_threshold": 0.01}, "model": {**MODEL, "dropout": 0.0}}
+    counters.clear()
+    torch._dynamo.reset()
+    compiled = tiny.run(tmp_path / "gpu", {**BF16, "gradient_checkpointing": True}, **clip)
+    assert counters["stats"]["unique_graphs"] == 1
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    from accelerate.state import AcceleratorState, PartialState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    eager = tiny.run(tmp_path / "cpu", **clip)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+    for layer in range(2):
+        key = f"model.encoder.layers.{layer}.attention.qkv.weight"
+        a, b = compiled.state_dict[key], eager.state_dict[key]
+        assert (a - b).norm() < 0.1 * b.norm()
 
 
 def test_a_deterministic_run_resumes_bitwise(tmp_path):

@@ -17,34 +17,32 @@ WARPS = 4
 
 @triton.jit
 def _kernel(
-    q_ptr,
-    k_ptr,
+    qk_ptr,
     first_ptr,
     last_ptr,
     out_ptr,
     scale,
     tokens,
     heads,
-    token_stride,
-    head_stride,
     D: tl.constexpr,
     PADDED_D: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     head = tl.program_id(1)
     channel = tl.arange(0, PADDED_D)
+    stride = 2 * heads * D
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     real = row < tokens
     first = tl.load(first_ptr + row, mask=real, other=tokens)
     last = tl.load(last_ptr + row, mask=real, other=0)
-    at = row.to(tl.int64)[:, None] * token_stride + head * head_stride + channel[None, :]
-    q = tl.load(q_ptr + at, mask=real[:, None] & (channel < D)[None, :], other=0.0)
+    at = row.to(tl.int64)[:, None] * stride + head * D + channel[None, :]
+    q = tl.load(qk_ptr + at, mask=real[:, None] & (channel < D)[None, :], other=0.0)
     best = tl.full([BLOCK], float("-inf"), tl.float32)
     end = tl.max(last, axis=0)
     for start in range(tl.min(first, axis=0), end, BLOCK):
         column = start + tl.arange(0, BLOCK)
-        at = column.to(tl.int64)[None, :] * token_stride + head * head_stride + channel[:, None]
-        k = tl.load(k_ptr + at, mask=(column < end)[None, :] & (channel < D)[:, None], other=0.0)
+        at = column.to(tl.int64)[None, :] * stride + (heads + head) * D + channel[:, None]
+        k = tl.load(qk_ptr + at, mask=(column < end)[None, :] & (channel < D)[:, None], other=0.0)
         logits = tl.dot(q, k, input_precision="ieee") * scale
         own = (column[None, :] >= first[:, None]) & (column[None, :] < last[:, None])
         best = tl.maximum(best, tl.max(tl.where(own, logits, float("-inf")), axis=1))
@@ -55,22 +53,17 @@ def _kernel(
 def segmented_max_logits(qk: torch.Tensor, cu_seqlens: torch.Tensor, scale: float) -> torch.Tensor:
     """[T, 2, N, D], [S+1] int32 -> [N] fp32: max over pairs of a segment of ``scale * q.k``."""
     tokens, _, heads, channels = qk.shape
-    qk = qk.contiguous()
-    token = torch.arange(tokens, dtype=torch.int32, device=qk.device)
-    segment = torch.bucketize(token, cu_seqlens[1:], right=True)
+    segment = torch.bucketize(torch.arange(tokens, dtype=torch.int32, device=qk.device), cu_seqlens[1:], right=True)
     blocks = triton.cdiv(tokens, BLOCK)
     out = torch.empty(blocks, heads, dtype=torch.float32, device=qk.device)
     wrap_triton(_kernel)[(blocks, heads)](
-        qk,
-        qk[:, 1],
+        qk.contiguous(),
         cu_seqlens[segment],
         cu_seqlens[segment + 1],
         out,
         scale,
         tokens,
         heads,
-        qk.stride(0),
-        qk.stride(2),
         D=channels,
         PADDED_D=max(16, triton.next_power_of_2(channels)),
         BLOCK=BLOCK,
