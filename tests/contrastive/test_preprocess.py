@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -208,14 +207,13 @@ def test_a_new_source_leaves_the_others_cached(tmp_path, tokenizer_dir, monkeypa
     assert np.array_equal(Pairs(out, "train").take([0]).queries[0], Pairs(out, "train").take([0]).queries[0])
 
 
-def test_a_million_rows_are_validated_in_seconds():
-    number = pl.int_range(1_000_000)
+def test_one_bad_row_among_many_is_found():
+    number = pl.int_range(100_000)
     frame = pl.select(
         query=pl.format("query number {} of many", number),
         corpus=pl.format("the document number {} with more words", number),
         negative=pl.concat_list(pl.format("wrong document {}", number), pl.format("other document {}", number)),
-    ).with_columns(query=pl.when(number == 77).then(pl.lit(" ")).otherwise("query"))
-    start = time.process_time()  # not the wall's: other tests may run beside this one
+    ).with_columns(query=pl.when(number == 77).then(pl.lit("   ")).otherwise("query"))
     good, bad = validate(frame, shape_of(frame, "frame"), minimum=2, maximum=1000, where="frame")
-    assert time.process_time() - start < 5
-    assert (good.height, bad.height) == (999_999, 1)
+    assert good.equals(frame.filter(number != 77))
+    assert bad.select("corpus", "rule").rows() == [("the document number 77 with more words", "query: not blank")]
