@@ -28,7 +28,7 @@ from neobert.training.spikes import SpikeGuard
 from neobert.training.timing import Timing
 
 SUMS = ("loss", "terms", "steps", "grad_norm")
-COUNTERS = ("skipped", "skipped_in_row")
+COUNTERS = ("skipped", "skipped_in_row", "tokens")
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -58,7 +58,8 @@ class TrainStep:
 
     Attributes:
         window: 0-d device tensors. Sums since the last log (`loss`, the objective's metrics, `terms`, `steps`,
-            `grad_norm`) and counters of the whole run (`skipped`, `skipped_in_row`); part of a checkpoint.
+            `grad_norm`) and counters of the whole run (`skipped`, `skipped_in_row`, and the real `tokens` of the steps
+            that were not skipped); part of a checkpoint.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class TrainStep:
     def run(self, micro_batches: list[Batch], lr: float, stop: Callable[[], bool]) -> bool:
         """One step at rate `lr`; false when `stop` said so between micro-batches, and then nothing has changed."""
         terms = self._global_terms(micro_batches)
-        sums: dict[str, Tensor] = {}
+        sums = {"tokens": self._zero() + sum(batch.get("tokens", 0) for batch in micro_batches)}
         for index, batch in enumerate(micro_batches):
             if stop():
                 self.optimizer.zero_grad(set_to_none=True)
@@ -151,7 +152,7 @@ class TrainStep:
         self.window["skipped_in_row"].add_(1).mul_(bad)
 
     def read_window(self) -> dict[str, float]:
-        """Means since the last call (one host sync), and the run's count of skipped steps; starts a new window."""
+        """Means since the last call (one host sync), and the run's counts; starts a new window."""
         names = list(self.window)
         values = dict(zip(names, torch.stack([self.window[n] for n in names]).tolist(), strict=True))
         steps, terms = max(values.pop("steps"), 1.0), max(values.pop("terms"), 1.0)
@@ -160,7 +161,8 @@ class TrainStep:
         for name in names:
             if name not in COUNTERS:
                 self.window[name].zero_()
-        return {**row, **{name: value / terms for name, value in values.items()}, "skipped": counters["skipped"]}
+        counts = {"skipped": counters["skipped"], "tokens": int(counters["tokens"])}
+        return {**row, **{name: value / terms for name, value in values.items()}, **counts}
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor of the run by its name in a checkpoint, live (loading fills them in place).

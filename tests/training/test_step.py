@@ -85,6 +85,14 @@ def test_a_non_finite_step_is_skipped_and_counted_and_changes_nothing(tmp_path):
     assert poisoned.history[2]["loss"] == 0.0
 
 
+def test_real_tokens_are_counted_where_a_step_counts(tmp_path):
+    result = tiny.run(tmp_path, {"max_steps": 3}, LOG, FLAT, objective=Poisonable(), source=Poisoned({1}))
+    steps = [tiny.source().micro_batches(8 * step, 8, 4, 0, 1) for step in range(3)]
+    first, _, last = (sum(batch["tokens"] for batch in batches) for batches in steps)
+    assert [row["tokens"] for row in result.history] == [first, first, first + last]
+    assert result.metrics["tokens"] == first + last
+
+
 def test_adam_takes_no_notice_of_a_skipped_step(tmp_path):
     result = tiny.run(tmp_path, {"max_steps": 3}, LOG, FLAT, objective=Poisonable(), source=Poisoned({1}))
     stored = tiny.tensors(tmp_path / "checkpoints" / "3")
