@@ -145,9 +145,7 @@ class Phase:
         log.info(
             "%s: %d rows of %d tokens, evaluated on %d", self.stage, data.rows - first_row, data.max_length, len(rows)
         )
-        # Held-out rows are always packed with boundaries, so that the ablations are measured alike.
-        collator = dataclasses.replace(self.collator, pack_sequences=True, join_segments=False)
-        evaluated = MlmSource(held_out, collator, table, self.seed)
+        evaluated = MlmSource(held_out, held_out_collator(self.collator), table, self.seed)
         return source, evaluator(evaluated, groups_of(rows, held_out.sources), size)
 
     def _weighted(self, data: PackedDataset, first_row: int) -> WeightedOrder | None:
@@ -186,6 +184,15 @@ class Phase:
                 f"dataset.eval_samples: {samples} leaves nothing of {data.rows} rows to train on; set fewer"
             )
         return data, samples
+
+
+def held_out_collator(collator: DataCollatorConfig) -> DataCollatorConfig:
+    """How held-out rows are masked: alike for all ablations, packed with boundaries and every predicted token masked.
+
+    A model trained with `mask_all` has never seen 80/10/10's random and kept tokens, while one trained on those has
+    seen masks at four of five predictions: masks are what both know.
+    """
+    return dataclasses.replace(collator, pack_sequences=True, join_segments=False, mask_all=True)
 
 
 def new_model(config: ModelConfig, tokenizer: Path, seed: int) -> tuple[MaskedLM, ModelInfo]:

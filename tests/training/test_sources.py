@@ -6,6 +6,8 @@ import torch
 
 from neobert.config.datacollator import DataCollatorConfig
 from neobert.training.masking import IGNORED
+from neobert.training.mlm import MlmSource
+from neobert.training.phase import held_out_collator
 from neobert.training.unpacked import UnpackedSource
 from tests.training import tiny
 
@@ -80,6 +82,17 @@ def test_every_document_is_read_once_an_epoch_alone_and_masked_exactly():
         assert batch["count"] == wanted
         seen += documents
     assert sorted(seen) == sorted(expected)
+
+
+def test_held_out_rows_are_masked_alike_in_all_ablations():
+    ablations = [{}, {"mask_all": True}, {"join_segments": True}, {"pack_sequences": False}]
+    alike = {held_out_collator(DataCollatorConfig(**changes)) for changes in ablations}
+    assert len(alike) == 1
+    source = MlmSource(tiny.MemoryRows(), alike.pop(), tiny.TABLE, 7)
+    batch = source.fixed(np.arange(8), 8)
+    predicted = batch["masked_positions"][batch["labels"] != IGNORED]
+    assert (batch["input_ids"][predicted] == tiny.MASK).all()
+    assert batch["cu_seqlens"].tolist() == tiny.source().fixed(np.arange(8), 8)["cu_seqlens"].tolist()
 
 
 @pytest.mark.parametrize("make", [unpacked, lambda: tiny.source(join_segments=True)], ids=["unpacked", "joined"])
