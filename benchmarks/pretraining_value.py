@@ -1,11 +1,11 @@
 """What pretraining is worth: the same fine-tuning from the pretrained encoder and from random weights, over seeds.
 
-    python -m benchmarks.pretraining_value [--seeds 3] [--steps N] [--skip-warmup]
+    python -m benchmarks.pretraining_value [--seeds 3] [--steps N] [--skip-warmup] [--write docs/experiments.md]
 
 Runs the contrastive stage's own code with params.yaml's settings on data/pairs, from models/long_context, and scores
 each result on the local retrieval tasks. `--skip-warmup` leaves out the embedding warm-up, so that all that is learnt
 is learnt through the transformer. Needs `dvc repro contrastive_preprocess longer_context` first. Prints a table (mean
-and standard deviation over seeds), then one JSON object as its last line.
+and standard deviation over seeds), which `--write` also puts into a document, then one JSON object as its last line.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import statistics
 import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.ablation.table import spread
+from benchmarks.markers import between, write_between
 from neobert.config.contrastive import ContrastiveConfig
 from neobert.config.evaluation import EvaluationConfig
 from neobert.config.load import load
@@ -27,6 +28,7 @@ from neobert.evaluation.local_tasks import local_task
 from neobert.evaluation.models import EncodeSettings, open_model
 from neobert.evaluation.run import Scores, run_tasks
 
+MARKER = "pretraining_value"
 STARTS = {"pretrained": False, "random weights": True}
 
 
@@ -48,12 +50,24 @@ def scores_of(config: ContrastiveConfig, seed: int, evaluation: EvaluationConfig
     return scores.by_model["model"]
 
 
+def markdown(results: dict[str, list[dict[str, float]]]) -> str:
+    """A row a task, a column a start."""
+    rows = [f"| task | {' | '.join(STARTS)} |", f"|---|{'---:|' * len(STARTS)}"]
+    for task in results["pretrained"][0]:
+        values = [spread([scores[task] for scores in results[name]]) for name in STARTS]
+        rows.append(f"| {task} | {' | '.join(values)} |")
+    return "\n".join(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=None, help="contrastive steps (default: params.yaml's)")
     parser.add_argument("--skip-warmup", action="store_true")
+    parser.add_argument("--write", type=Path, help="put the table into this document, between its markers")
     args = parser.parse_args()
+    if args.write:
+        between(args.write, MARKER)
     evaluation = load(EvaluationConfig, "evaluation")
     config = load(ContrastiveConfig, "contrastive")
     if args.steps is not None:
@@ -67,12 +81,9 @@ def main() -> None:
             start = dataclasses.replace(config, allow_random_weights=allow)
             results[name].append(scores_of(start, seed, evaluation))
             print(f"seed {seed}, {name}: {results[name][-1]}", file=sys.stderr)
-    print(f"| task | {' | '.join(STARTS)} |\n|---|{'---:|' * len(STARTS)}")
-    for task in results["pretrained"][0]:
-        values = [[scores[task] for scores in results[name]] for name in STARTS]
-        print(
-            f"| {task} | " + " | ".join(f"{statistics.mean(v):.3f} ± {statistics.pstdev(v):.3f}" for v in values) + " |"
-        )
+    print(table := markdown(results))
+    if args.write:
+        write_between(args.write, MARKER, table)
     print(
         json.dumps({"command": "python -m benchmarks.pretraining_value " + " ".join(sys.argv[1:]), "results": results})
     )
