@@ -23,10 +23,9 @@ from neobert.errors import PipelineError
 SECTIONS = {TorchaoConfig: "torchao", TransformerEngineConfig: "transformer_engine", Quartet2Config: "quartet2"}
 INSTALL = {
     "torchao": "pip install 'torchao>=0.18'",
-    "transformer_engine": "pip install --no-build-isolation 'transformer_engine[pytorch]' (compiles, needs CUDA)",
-    "quartet2": "pip install --no-build-isolation 'git+https://github.com/IST-DASLab/Quartet-II.git"
-    "#subdirectory=kernels' (compiles, needs CUDA)",
-    "qutlass": "pip install --no-build-isolation 'git+https://github.com/IST-DASLab/qutlass.git' (not PyPI's)",
+    "transformer_engine": "pip install --no-build-isolation -e '.[te]' (compiles, needs CUDA)",
+    "quartet2": "pip install --no-build-isolation -e '.[quant_quartet]' (compiles, needs CUDA)",
+    "qutlass": "pip install --no-build-isolation 'qutlass @ git+https://github.com/IST-DASLab/qutlass.git', not PyPI's",
 }
 Capability = tuple[int, int]
 

@@ -19,10 +19,13 @@ PRECOMPUTED = TorchaoConfig(
 )
 
 
-def train(scratch: Path, config: TorchaoConfig, max_steps: int = 4):
+MUONCLIP = {"name": "muonclip", "qk_clip_threshold": 0.01}
+
+
+def train(scratch: Path, config: TorchaoConfig, max_steps: int = 4, optimizer: dict | None = None):
     runtime = {"num_workers": 0, "distributed": DistributedConfig(strategy="fsdp2")}
     trainer = {"per_device_train_batch_size": 2, "max_steps": max_steps}
-    result = tiny.run(scratch, trainer, runtime, {"name": "constant"}, MODEL, low_precision=config)
+    result = tiny.run(scratch, trainer, runtime, {"name": "constant"}, MODEL, optimizer, low_precision=config)
     if RANK == 0:
         torch.save({"history": result.history, "state": result.state_dict}, scratch / "result.pt")
 
@@ -46,6 +49,8 @@ def main(out: Path) -> None:
     assert set(gathered) == {(torch.float8_e4m3fn, True)}, set(gathered)
     train(out / "resumed", PRECOMPUTED, max_steps=2)
     train(out / "resumed", PRECOMPUTED)
+    train(out / "muonclip-plain", TorchaoConfig(recipe="float8_tensorwise"), optimizer=MUONCLIP)
+    train(out / "muonclip", PRECOMPUTED, optimizer=MUONCLIP)
 
 
 if __name__ == "__main__":

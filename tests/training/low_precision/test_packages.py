@@ -133,18 +133,20 @@ def quartet(monkeypatch):
     made = []
 
     class Quartet_II_linear(torch.nn.Linear):
-        bf16_only = False
+        """As strict as the published one: bf16 only, batches of sequences, buffers that would be saved."""
 
-        def __init__(self, *args, four_over_six=True, **kwargs):
-            super().__init__(*args, **kwargs)
-            assert not self.bf16_only or self.weight.dtype == torch.bfloat16
+        def __init__(self, *args, four_over_six=False, dtype=torch.bfloat16, **kwargs):
+            super().__init__(*args, dtype=dtype, **kwargs)
+            assert dtype == torch.bfloat16
             self.four_over_six = four_over_six
-            self.register_buffer("had", torch.ones(2))
+            self.register_buffer("had", torch.ones(2, dtype=dtype))
             made.append(self)
 
-        def forward(self, x):
+        def forward(self, x, disable_backward_quant=False):
             batch, sequence, _ = x.shape
-            return F.linear(x, self.weight[...]).reshape(batch, sequence, -1) * 0.5
+            assert x.dtype == self.weight.dtype == self.had.dtype == torch.bfloat16
+            assert not disable_backward_quant
+            return F.linear(x, self.weight[...]).reshape(batch, sequence, -1)
 
     module = types.ModuleType("quartet2.linear")
     module.Quartet_II_linear = Quartet_II_linear
@@ -153,25 +155,27 @@ def quartet(monkeypatch):
     return types.SimpleNamespace(layer=Quartet_II_linear, made=made)
 
 
-def test_quartet_layers_take_the_weights_and_a_flat_stream(quartet, tmp_path):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_quartet_layers_train_the_fp32_weights_in_bf16_products(quartet, tmp_path, compiled):
+    torch._dynamo.reset()
     plain = tiny.objective(**MODEL)
-    config = Quartet2Config(four_over_six=False)
-    result = tiny.run(tmp_path, {"max_steps": 2}, model=MODEL, low_precision=config)
-    assert result.state_dict.keys() == plain.state_dict().keys(), "no buffers of kernels"
+    steps = {"max_steps": 2, "torch_compile": compiled, "torch_compile_backend": "eager"}
+    result = tiny.run(tmp_path, steps, model=MODEL, low_precision=Quartet2Config(four_over_six=False))
     assert len(quartet.made) == 9
     assert not any(layer.four_over_six for layer in quartet.made)
-    moved = [k for k in result.state_dict if not torch.equal(result.state_dict[k], plain.state_dict()[k])]
-    assert "model.encoder.layers.1.mlp.w3.weight" in moved
-
-
-def test_quartet_layers_that_would_round_the_weights_are_refused(quartet):
-    quartet.layer.bf16_only = True
-    with pytest.raises(PipelineError, match="takes bf16 weights only"):
-        convert(tiny.objective(**MODEL), Quartet2Config(), device=CPU, sharded=False)
+    assert result.state_dict.keys() == plain.state_dict().keys(), "no buffers of kernels"
+    assert {v.dtype for v in result.state_dict.values()} == {torch.float32}
+    full = tiny.run(tmp_path / "full", {"max_steps": 2}, model=MODEL)
+    assert result.history[-1]["loss"] == pytest.approx(full.history[-1]["loss"], rel=1e-2)
+    for key, start in plain.state_dict().items():
+        if key.endswith(("w1.weight", "qkv.weight")):
+            assert not torch.equal(result.state_dict[key], start), key
+            assert not torch.equal(result.state_dict[key], result.state_dict[key].bfloat16().float()), key
 
 
 def test_quartet_layers_of_other_sizes_are_kept(quartet):
-    convert(tiny.objective(**MODEL), Quartet2Config(), device=CPU, sharded=False)
-    assert {layer.out_features for layer in quartet.made} <= {128, 384}
+    objective = tiny.objective(**{**MODEL, "hidden_act": "gelu", "intermediate_size": 192})
+    convert(objective, Quartet2Config(), device=CPU, sharded=False)
+    assert sorted(layer.out_features for layer in quartet.made) == [128, 128, 384], "192 is no multiple of 128"
     with pytest.raises(PipelineError, match="multiples of 256"):
         convert(tiny.objective(**MODEL), Quartet2Config(required_dim_multiple=256), device=CPU, sharded=False)
