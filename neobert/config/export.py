@@ -21,8 +21,9 @@ class ExportConfig:
         5000
     )
     name: Annotated[str, "The model's name in its card."] = "neobert"
-    license: Annotated[str | None, "Licence identifier for the card, such as apache-2.0; null writes none."] = None
-    language: Annotated[str | None, "Language code for the card, such as en; null writes none."] = None
+    license: Annotated[str | None, "Licence identifier such as apache-2.0; null writes none."] = None
+    language: Annotated[str | None, "Language code such as en; null writes none."] = None
     hardware: Annotated[
-        str | None, "What trained the model and for how long, for the card, such as '8 x H200, 120 GPU hours'."
+        str | None,
+        "For the card: what trained the model and how long, as '8 x H200, 120 GPU hours'; `make report` prints it.",
     ] = None

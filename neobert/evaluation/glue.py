@@ -57,7 +57,7 @@ def run_glue(config: GlueConfig, seed: int) -> list[Run]:
     """
     path = Path(config.pretrained_model_path)
     model, info = open_pretrained("glue.pretrained_model_path", path, own_tokenizer(path))
-    tokenizer = AutoTokenizer.from_pretrained(own_tokenizer(path))
+    tokenizer = AutoTokenizer.from_pretrained(own_tokenizer(path), trust_remote_code=False)
     length = min(config.max_seq_length, info.max_length)
     source = config.transfer_from_task
     names = [name for name in config.task_names() if name != source]

@@ -148,7 +148,7 @@ def measure(config: PseudoPerplexityConfig, seed: int) -> dict[str, Any]:
     length = config.max_length or info.max_length
     if length > info.max_length:
         raise PipelineError(f"pseudo_perplexity.max_length: {length} is more than the model's {info.max_length}")
-    tokenizer = AutoTokenizer.from_pretrained(own_tokenizer(path))
+    tokenizer = AutoTokenizer.from_pretrained(own_tokenizer(path), trust_remote_code=False)
     texts = read_texts(Path(config.dataset_path), config.text_column, POOL * config.num_documents)
     encoded = tokenizer(texts, truncation=True, max_length=length, return_attention_mask=False)["input_ids"]
     documents = [np.array(ids, dtype=np.int64) for ids in encoded if len(ids) > 2]

@@ -16,7 +16,7 @@ print(model.similarity(queries, documents))
 ```python
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{path}")
+tokenizer = AutoTokenizer.from_pretrained("{path}"{code})
 model = AutoModelForMaskedLM.from_pretrained("{path}"{code})
 ```"""
 

@@ -71,11 +71,12 @@ def check_onnx(directory: str, probe: dict[str, torch.Tensor], about: dict) -> d
     return {"hidden_onnx": largest(torch.from_numpy(hidden)[mask.bool()], probe["hidden"])}
 
 
-def check_tokenizer(directory: str, about: dict) -> dict[str, float]:
+def check_tokenizer(directory: str, about: dict, code: bool) -> dict[str, float]:
     """How many probe texts tokenise differently, and how many special ids differ."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    # Said either way: transformers asks at the terminal where a directory with code is opened without a word.
+    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=code)
     differing = [
         tokenizer(text, truncation=True)["input_ids"] != ids
         for text, ids in zip(about["texts"], about["token_ids"], strict=True)
@@ -107,7 +108,7 @@ def main(directory: str, tensors: str, description: str, result: str) -> None:
     found = {
         **check_transformers(directory, probe, about, code),
         **check_onnx(directory, probe, about),
-        **check_tokenizer(directory, about),
+        **check_tokenizer(directory, about, code),
         **check_sentence_transformers(directory, probe, about, code),
     }
     Path(result).write_text(json.dumps(found), encoding="utf-8")

@@ -1,7 +1,7 @@
 """What a run writes down: history rows (equal for equal runs), and its speed (never in a DVC out).
 
     history.jsonl     step, epoch, samples, loss, grad_norm, lr, skipped, the objective's metrics; or step, eval_...
-    throughput.jsonl  step, tokens/s, steps/s, MFU, and with runtime.timing where the time went
+    throughput.jsonl  step, tokens/s, steps/s, MFU, devices and their seconds, and with runtime.timing where those went
 
 Trackers (`runtime.report_to`) get the same rows. Tokens/s leaves out evaluation and saving: their seconds are taken off
 the clock between two logs.
@@ -41,10 +41,10 @@ class Recorder:
         self._speed = open(scratch / "throughput.jsonl", "a") if workers.is_main else None  # noqa: SIM115
         self.trackers = Trackers(scratch, stage, runtime, start) if workers.is_main else None
         name = torch.cuda.get_device_name(workers.device) if workers.device.type == "cuda" else None
-        self._peak = peak_flops(name)
+        self._device, self._peak = name or "CPU", peak_flops(name)
         self._flops: float | None = 0.0
         self._tokens = self._steps = 0
-        self._clock = time.perf_counter()
+        self._clock = self._last = time.perf_counter()
 
     @contextlib.contextmanager
     def excluded(self, section: str) -> Iterator[None]:
@@ -74,6 +74,9 @@ class Recorder:
             "tokens_per_second": self._tokens * self.workers.world / seconds,
             "steps_per_second": self._steps / seconds,
             "mfu": None if self._flops is None or self._peak is None else self._flops / seconds / self._peak,
+            "device": self._device,
+            "devices": self.workers.world,
+            "seconds": now - self._last,  # evaluations and saves included
         }
         left = (max_steps - row["step"]) * seconds / max(self._steps, 1)
         if self.timing.enabled:
@@ -85,7 +88,7 @@ class Recorder:
             self._track("train", row)
             self._track("speed", speed)
             self._say(row, speed, max_steps, left)
-        self._flops, self._tokens, self._steps, self._clock = 0.0, 0, 0, now
+        self._flops, self._tokens, self._steps, self._clock, self._last = 0.0, 0, 0, now, now
 
     def _track(self, prefix: str, row: dict[str, Any]) -> None:
         if self.trackers is not None:

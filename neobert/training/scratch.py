@@ -86,6 +86,11 @@ def _tree_hash(path: Path) -> str:
     return fingerprint({p.relative_to(path).as_posix(): sha256_file(p) for p in manifests or files})
 
 
+def run_directory(stage: str, parts: dict[str, Any]) -> Path:
+    """Where the run that `parts` describes works."""
+    return runs_dir() / f"{stage}-{fingerprint(parts)[:16]}"
+
+
 @contextmanager
 def open_scratch(stage: str, parts: dict[str, Any]) -> Iterator[Path]:
     """The locked directory of the run that `parts` describes; `train` works in it.
@@ -96,15 +101,14 @@ def open_scratch(stage: str, parts: dict[str, Any]) -> Iterator[Path]:
     Raises:
         PipelineError: another process is at work there.
     """
-    key = fingerprint(parts)[:16]
-    scratch = runs_dir() / f"{stage}-{key}"
+    scratch = run_directory(stage, parts)
     if not is_main_process():
         yield scratch  # rank 0 holds the lock and keeps the files
         return
     with RunLock(scratch):
         if (scratch / COMPLETE).exists():
             _set_aside(scratch)
-        write_json(scratch / RUN, {"stage": stage, "fingerprint": key, "parts": parts})
+        write_json(scratch / RUN, {"stage": stage, "fingerprint": fingerprint(parts)[:16], "parts": parts})
         log.info("run directory %s", scratch)
         yield scratch
         (scratch / COMPLETE).touch()

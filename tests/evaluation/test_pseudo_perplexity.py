@@ -19,6 +19,7 @@ from neobert.model.batch import flatten
 from neobert.model.storage import load_model
 from stages import pseudo_perplexity as stage
 from tests.evaluation.conftest import make_model, sentences
+from tests.evaluation.test_export_hop import write_export
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +105,13 @@ def test_sources_and_their_errors(place, tmp_path):
     config = PseudoPerplexityConfig(pretrained_model_path=str(place / "model"), max_length=500)
     with pytest.raises(PipelineError, match="max_length: 500 is more than the model's 48"):
         measure(config, 1)
+
+
+def test_a_hugging_face_directory_is_measured_alike(place, tmp_path):
+    write_export(place / "model", tmp_path / "export", format="neobert")
+    config = PseudoPerplexityConfig(str(place / "model"), str(place / "shards"), num_documents=4)
+    exported = PseudoPerplexityConfig(str(tmp_path / "export"), str(place / "shards"), num_documents=4, max_length=48)
+    assert measure(exported, 1) == measure(config, 1)
 
 
 def test_stage_writes_metrics(place, tmp_path, monkeypatch):
