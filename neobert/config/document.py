@@ -38,11 +38,9 @@ def show_default(field: Field) -> str:
         return "required"
     if nested(field.type) is not None and not isinstance(field.default, list | dict | type(None)):
         return ""
-    text = (
-        {None: "null", True: "true", False: "false"}.get(field.default, str(field.default))
-        if not isinstance(field.default, list | dict)
-        else str(field.default)
-    )
+    text = "null" if field.default is None else str(field.default)
+    if isinstance(field.default, bool):
+        text = text.lower()
     return f"`{text}`" if len(text) <= 60 else f"{len(field.default)} entries"
 
 

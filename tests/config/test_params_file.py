@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from neobert.config.document import document, nested
+from neobert.config.document import document, nested, show_default
 from neobert.config.load import read_params
 from neobert.config.profile import apply_profile, merge
+from neobert.config.scheduler import SchedulerConfig
 from neobert.config.schema import fields
+from neobert.config.trainer import LoopConfig
 from neobert.config.validate import SECTIONS, section_class, validate
 from neobert.errors import PipelineError
 
@@ -26,6 +28,12 @@ def test_params_file_is_valid_and_complete():
 
 def test_configuration_page_is_in_step():
     assert (ROOT / "docs" / "configuration.md").read_text() == document(), "run `make docs`"
+
+
+def test_zero_and_one_are_not_shown_as_false_and_true():
+    defaults = {f.name: show_default(f) for cls in (SchedulerConfig, LoopConfig) for f in fields(cls)}
+    assert (defaults["warmup_steps"], defaults["gradient_clipping"]) == ("`0`", "`1.0`")
+    assert (defaults["deterministic"], defaults["decay_steps"]) == ("`false`", "`null`")
 
 
 def all_sections(cls: type, seen: set[type]) -> set[type]:
