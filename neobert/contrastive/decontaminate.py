@@ -11,6 +11,9 @@ import polars as pl
 
 from neobert.errors import PipelineError
 
+TEXTS = ("text", "query", "sentence1", "sentence2")
+LISTS = ("positive", "negative")
+
 
 def normalised(text: pl.Expr) -> pl.Expr:
     """The form in which two texts count as the same one."""
@@ -18,7 +21,10 @@ def normalised(text: pl.Expr) -> pl.Expr:
 
 
 def evaluation_texts(directories: list[str]) -> pl.Series:
-    """All texts (``text``, also with ``title`` before it) of the JSONL files below ``directories``, normalised.
+    """All texts of the JSONL files below ``directories``, normalised.
+
+    They are what the columns of ``neobert.evaluation.local_tasks`` hold: ``TEXTS``, ``text`` also with ``title`` before
+    it, and the elements of ``LISTS``.
 
     Raises:
         PipelineError: a directory does not exist, or a line does not parse.
@@ -39,18 +45,22 @@ def evaluation_texts(directories: list[str]) -> pl.Series:
 
 
 def _file_texts(path: Path) -> set[str]:
-    texts = set()
+    texts: set[str] = set()
     with open(path, "rb") as handle:
         for number, line in enumerate(handle, 1):
+            if line.isspace():
+                continue
             try:
                 row = json.loads(line)
             except ValueError as error:
                 raise PipelineError(f"{path}:{number}: is not valid JSON ({error})") from error
-            text = row.get("text")
-            if isinstance(text, str) and text.strip():
-                texts.add(text)
-                if row.get("title"):
-                    texts.add(f"{row['title']} {text}")
+            if not isinstance(row, dict):
+                raise PipelineError(f"{path}:{number}: is a JSON {type(row).__name__}, not an object with columns")
+            found = [row.get(name) for name in TEXTS]
+            found += [text for name in LISTS if isinstance(row.get(name), list) for text in row[name]]
+            texts.update(text for text in found if isinstance(text, str) and text.strip())
+            if row.get("title") and row.get("text"):
+                texts.add(f"{row['title']} {row['text']}")
     return texts
 
 

@@ -88,7 +88,14 @@ class KeepBest:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def result(self, last: TrainResult) -> TrainResult:
-        """``last`` with the best state and its figures in place of the last ones."""
+        """``last`` with the best state and its figures in place of the last ones.
+
+        It is ``last`` itself where no evaluation had a figure to compare (all of them NaN, or none made since a
+        checkpoint of another run).
+        """
+        if not (self.directory / "best.json").is_file():
+            log.warning("no evaluation gave a finite %s, so the last model is kept", self.metric)
+            return last
         best = read_json(self.directory / "best.json")
         log.info("the best model by %s is that of step %d", self.metric, best["step"])
         figures = {f"eval_{name}": value for name, value in best["figures"].items()}

@@ -26,7 +26,7 @@ from neobert.io import atomic_path, fingerprint, read_json, sha256_file, write_j
 
 log = logging.getLogger(__name__)
 # The modules whose code decides what a source's cached result is.
-PREPARING = ("columns", "hub", "hub_sources", "preprocess", "schema", "sources", "tokens")
+PREPARING = ("columns", "decontaminate", "hub", "hub_sources", "preprocess", "schema", "sources", "tokens")
 QUARANTINE: dict[str, Any] = {
     "source": pl.String,
     "file": pl.String,

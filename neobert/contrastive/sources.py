@@ -143,6 +143,8 @@ def _read_jsonl(path: Path, wanted: list[str]) -> pl.DataFrame:
                 continue
             try:
                 row = json.loads(line)
+                if b"\\u" in line:  # an escape may be half of a surrogate pair, which is no character
+                    json.dumps(row, ensure_ascii=False).encode()
             except ValueError as error:  # also invalid UTF-8
                 raise PipelineError(
                     f"{path}:{number}: is not valid JSON ({error}); correct or remove the line"

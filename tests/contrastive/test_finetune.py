@@ -14,9 +14,11 @@ from neobert.config.optimizer import OptimizerConfig
 from neobert.config.runtime import RuntimeConfig
 from neobert.config.scheduler import SchedulerConfig
 from neobert.contrastive import finetune as module
+from neobert.contrastive.evaluate import KeepBest
 from neobert.contrastive.finetune import Places, finetune
 from neobert.errors import PipelineError
 from neobert.model.storage import load_embedding_model, load_model
+from neobert.training.trainer import TrainResult
 
 from .conftest import save_pretrained
 
@@ -147,6 +149,13 @@ def test_the_best_evaluation_is_kept(world, tmp_path):
     key = "embedder.encoder.layers.0.mlp_norm.weight"
     assert torch.equal(again.result.state_dict[key], done.result.state_dict[key])
     assert torch.equal(done.result.state_dict[key], load_model(world / "model")[0].state_dict()[key.split(".", 1)[1]])
+
+
+def test_without_a_figure_to_compare_the_last_model_stays(tmp_path):
+    best = KeepBest(lambda objective, step: {"loss": float("nan")}, "loss", tmp_path)
+    best(torch.nn.Linear(1, 1), 1)
+    last = TrainResult([], {"eval_loss": float("nan")}, {"w": torch.ones(1)})
+    assert best.result(last) is last
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,10 @@ def test_bad_rows_are_quarantined_with_their_rule(tmp_path, tokenizer_dir):
     [
         ([{"query": "a b", "corpus": "c d"}, "{oops"], r"p\.jsonl:2: is not valid JSON"),
         (
+            [{"query": "a b", "corpus": "c d"}, {"query": "a \ud83d", "corpus": "c"}],
+            r"p\.jsonl:2: .*surrogates not allow",
+        ),
+        (
             [{"query": "a b", "corpus": "c d"}, {"query": 3, "corpus": "c d"}],
             r"p\.jsonl:2: column 'query' holds number",
         ),
@@ -174,6 +178,22 @@ def test_evaluation_texts_are_dropped(tmp_path, tokenizer_dir):
     assert kept == [r["query"] for r in rows(6)[2:4] + rows(6)[5:]]
     with pytest.raises(PipelineError, match="decontaminate: 'nowhere'"):
         run(tmp_path, tokenizer_dir, dataclasses.replace(cfg, decontaminate=["nowhere"]))
+
+
+def test_texts_of_every_kind_of_task_are_dropped(tmp_path, tokenizer_dir):
+    path = jsonl(tmp_path / "p.jsonl", rows(8))
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    queries = [row["query"] for row in rows(8)]
+    jsonl(tasks / "sts.jsonl", [{"sentence1": queries[0], "sentence2": queries[1], "score": 3.0}])
+    jsonl(tasks / "reranking.jsonl", [{"query": queries[2], "positive": [queries[3]], "negative": ["x", queries[4]]}])
+    jsonl(tasks / "classification.jsonl", [{"text": queries[5], "label": "a"}, ""])
+    cfg = dataclasses.replace(config(mine=PairSource(path=str(path))), decontaminate=[str(tasks)])
+    out, _ = run(tmp_path, tokenizer_dir, cfg)
+    assert pl.read_parquet(out / "train" / "part-00000.parquet")["query"].to_list() == queries[6:]
+    jsonl(tasks / "odd.jsonl", ["[1]"])
+    with pytest.raises(PipelineError, match=r"odd\.jsonl:1: is a JSON list"):
+        run(tmp_path, tokenizer_dir, cfg)
 
 
 def test_split_is_by_query_and_bytes_repeat(tmp_path, tokenizer_dir):
