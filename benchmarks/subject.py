@@ -25,6 +25,7 @@ from neobert.config.validate import section_class
 from neobert.errors import PipelineError
 from neobert.model.heads import MaskedLM
 from neobert.training.distributed import Workers
+from neobert.training.low_precision.recipes import enabled, require
 from neobert.training.masking import MaskTable
 from neobert.training.mlm import MlmSource
 from neobert.training.objective import PretrainModel
@@ -121,6 +122,8 @@ class TrainerStep(Timed):
     Args:
         params: as params.yaml holds them; `phase` "longer_context" takes that section's packing, trainer and so on.
         mean_document: mean length of the synthetic documents.
+        rows: what makes them.
+        emulate: let a CPU compute a low-precision recipe that is refused there.
 
     Attributes:
         segments: number of segments of each step run so far.
@@ -134,6 +137,8 @@ class TrainerStep(Timed):
         vocab_size: int,
         mean_document: float,
         distributed: DistributedConfig | None = None,
+        rows: type[SyntheticRows] = SyntheticRows,
+        emulate: bool = False,
     ) -> None:
         sections = section(params, "longer_context") if phase == "longer_context" else None
         self.packing, self.trainer, self.optimizer, self.collator = (
@@ -141,6 +146,11 @@ class TrainerStep(Timed):
             for key in ("packing", "trainer", "optimizer", "datacollator")
         )
         self.model_config = section(params, "model")
+        packages = (section(params, key) for key in ("torchao", "transformer_engine", "quartet2"))
+        self.low_precision = enabled(*packages)
+        if not emulate:
+            require(self.low_precision)
+        self.rows = rows
         self.vocab_size, self.mean_document = vocab_size, mean_document
         self.distributed = distributed or DistributedConfig()
         self.index = 0
@@ -150,7 +160,7 @@ class TrainerStep(Timed):
     def build(self) -> None:
         """As `train` does it; accumulation is left out, a step is one micro-batch."""
         size = self.trainer.per_device_train_batch_size
-        self.data = SyntheticRows(ROWS, self.packing.max_length, self.vocab_size, self.mean_document)
+        self.data = self.rows(ROWS, self.packing.max_length, self.vocab_size, self.mean_document)
         table = MaskTable.of(MASK, [PAD, CLS, SEP, MASK], self.vocab_size)
         source = MlmSource(self.data, self.collator, table, seed=0)
         torch.manual_seed(0)
@@ -161,7 +171,7 @@ class TrainerStep(Timed):
         )
         workers = Workers(self.distributed, self.trainer.mixed_precision)
         self.timing = Timing(workers.device, enabled=False)
-        module, updater = assemble(self.objective, self.trainer, self.optimizer, workers)
+        module, updater = assemble(self.objective, self.trainer, self.optimizer, workers, self.low_precision)
         self.train_step = TrainStep(
             module, self.objective, updater, workers, self.trainer, self.timing, before_update=lambda: None
         )
