@@ -6,7 +6,7 @@ milliseconds.
 
 import importlib
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from neobert.config.load import PARAMS, load_seed, read_params
@@ -91,10 +91,10 @@ def _lengths(sections: dict[str, Any]) -> Iterator[str]:
     limit = sections["model"].max_position_embeddings
     lengths = {"packing.max_length": sections["packing"].max_length}
     # A phase that starts from another model is bound by that one's positions, which the phase itself checks.
-    own = sections["longer_context"].pretrained_from == PRETRAINED
+    own = _normal(sections["longer_context"].pretrained_from) == PRETRAINED
     if own:
         lengths["longer_context.packing.max_length"] = sections["longer_context"].packing.max_length
-    start = sections["contrastive"].pretrained_from
+    start = _normal(sections["contrastive"].pretrained_from)
     if start == PRETRAINED or (start == LONG_CONTEXT and own):
         lengths["contrastive_data.max_query_length"] = sections["contrastive_data"].max_query_length
         lengths["contrastive_data.max_document_length"] = sections["contrastive_data"].max_document_length
@@ -107,9 +107,14 @@ def _starts(sections: dict[str, Any]) -> Iterator[str]:
     """A directory to start from that no stage makes must be there, or be one that DVC can fetch."""
     made = {"longer_context": (PRETRAINED,), "contrastive": (PRETRAINED, LONG_CONTEXT)}
     for section, own in made.items():
-        source = sections[section].pretrained_from
+        source = _normal(sections[section].pretrained_from)
         if source not in own and not Path(source).is_dir() and not Path(f"{source}.dvc").is_file():
             yield missing_directory(f"{section}.pretrained_from", source)
+
+
+def _normal(path: str) -> str:
+    """``models/x`` for ``./models/x/``, as DVC reads it."""
+    return PurePosixPath(path).as_posix()
 
 
 def missing_directory(key: str, source: str) -> str:

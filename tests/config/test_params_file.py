@@ -102,7 +102,7 @@ def test_another_models_positions_are_not_those_of_params(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     params = read_params(ROOT / "params.yaml")
     params["longer_context"]["packing"] = {"max_length": 2048}
-    for start, own in (("models/pretrained", True), ("models/theirs", False)):
+    for start, own in (("models/pretrained", True), ("./models/pretrained/", True), ("models/theirs", False)):
         params["longer_context"]["pretrained_from"] = start
         (tmp_path / "models" / "theirs").mkdir(parents=True, exist_ok=True)
         with open("params.yaml", "w") as handle:

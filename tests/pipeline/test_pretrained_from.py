@@ -27,6 +27,8 @@ def inputs(project, stage):
 
 
 def test_longer_context_starts_from_an_export(working_copy):
+    edges = run_in(working_copy, "dvc", "dag", "--dot").out
+    assert all(f'"longer_context" -> "{stage}"' in edges for stage in ("evaluate", "optional/dvc.yaml:glue"))
     start = shutil.copytree(working_copy / "models" / "export", working_copy / "models" / "start")
     edit_params(working_copy, {"longer_context": {"pretrained_from": "models/start", **STILL}})
     assert "pretrain" not in run_in(working_copy, "dvc", "dag", "evaluate", "--dot").out
