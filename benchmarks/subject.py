@@ -24,6 +24,7 @@ from neobert.config.schema import parse
 from neobert.config.validate import section_class
 from neobert.errors import PipelineError
 from neobert.model.heads import MaskedLM
+from neobert.training.assemble import assemble
 from neobert.training.distributed import Workers
 from neobert.training.low_precision.recipes import enabled, require
 from neobert.training.masking import MaskTable
@@ -32,7 +33,6 @@ from neobert.training.objective import PretrainModel
 from neobert.training.prefetch import DeviceBatches
 from neobert.training.step import TrainStep, seed_step
 from neobert.training.timing import Timing
-from neobert.training.trainer import assemble
 
 ROWS = 2048
 

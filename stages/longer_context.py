@@ -14,7 +14,7 @@ from neobert.config.torchao import TorchaoConfig
 from neobert.config.transformer_engine import TransformerEngineConfig
 from neobert.model.pretrained import open_pretrained
 from neobert.training.launch import on_all_devices
-from neobert.training.low_precision.recipes import enabled
+from neobert.training.low_precision.recipes import enabled, require
 from neobert.training.phase import Phase
 from neobert.training.scratch import describe, open_scratch
 from stages.stage import run
@@ -44,6 +44,7 @@ def main() -> None:
     )
     if on_all_devices("stages.longer_context", phase.runtime.distributed):
         return
+    require(phase.low_precision)
     with open_scratch(phase.stage, describe(phase.stage)) as scratch:
         key = "longer_context.pretrained_from"
         model, info = open_pretrained(key, config.pretrained_from, phase.tokenizer)

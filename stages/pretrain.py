@@ -14,7 +14,7 @@ from neobert.config.torchao import TorchaoConfig
 from neobert.config.trainer import TrainerConfig
 from neobert.config.transformer_engine import TransformerEngineConfig
 from neobert.training.launch import on_all_devices
-from neobert.training.low_precision.recipes import enabled
+from neobert.training.low_precision.recipes import enabled, require
 from neobert.training.phase import Phase, new_model
 from neobert.training.scratch import describe, open_scratch
 from stages.stage import run
@@ -43,6 +43,7 @@ def main() -> None:
     )
     if on_all_devices("stages.pretrain", phase.runtime.distributed):
         return
+    require(phase.low_precision)
     with open_scratch(phase.stage, describe(phase.stage)) as scratch:
         model, info = new_model(load(ModelConfig, "model"), phase.tokenizer, phase.seed)
         phase.run(model, info, scratch)

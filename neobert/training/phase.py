@@ -32,7 +32,7 @@ from neobert.training import preflight
 from neobert.training.distributed import local_device
 from neobert.training.evaluate import evaluator, groups_of, spread
 from neobert.training.launch import is_main_process
-from neobert.training.low_precision.recipes import check_tokens, require
+from neobert.training.low_precision.recipes import check_tokens
 from neobert.training.masking import MaskTable
 from neobert.training.mlm import MlmSource
 from neobert.training.objective import PretrainModel
@@ -77,7 +77,6 @@ class Phase:
         Raises:
             PipelineError: data, tokenizer and model do not belong together, or as `train`.
         """
-        require(self.low_precision)
         data = self._open("train")
         check_tokens(self.low_precision, self.trainer.per_device_train_batch_size * data.max_length)
         advise_on_shards(len(data.manifest["files"]), int(os.environ.get("WORLD_SIZE", "1")))

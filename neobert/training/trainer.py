@@ -25,16 +25,14 @@ from neobert.config.runtime import RuntimeConfig
 from neobert.config.scheduler import SchedulerConfig
 from neobert.config.trainer import LoopConfig
 from neobert.errors import PipelineError
-from neobert.model.encoder import Encoder
 from neobert.packing.loader import loader_settings
 from neobert.training import resume
+from neobert.training.assemble import assemble
 from neobert.training.checkpoint import Checkpointer
 from neobert.training.distributed import Workers
 from neobert.training.host import keep_freed_memory
-from neobert.training.low_precision.convert import convert
 from neobert.training.model_checkpoint import SaveModel, full_state, model_writer
 from neobert.training.numerics import SkipWatch
-from neobert.training.optimizer import build_optimizer
 from neobert.training.prefetch import DeviceBatches
 from neobert.training.record import Recorder
 from neobert.training.schedule import multiplier
@@ -273,40 +271,3 @@ def _set_determinism(deterministic: bool, seed: int) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts; else torch refuses
     torch.use_deterministic_algorithms(deterministic)
-
-
-def assemble(
-    objective: nn.Module,
-    trainer: LoopConfig,
-    optimizer: OptimizerConfig,
-    workers: Workers,
-    low_precision: LinearLayersConfig | None = None,
-) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """The objective converted, compiled, on its device and wrapped for its ranks, and its optimizer."""
-    for encoder in (m for m in objective.modules() if isinstance(m, Encoder)):
-        encoder.gradient_checkpointing = trainer.gradient_checkpointing
-    conversion = convert(objective, low_precision, device=workers.device, sharded=workers.sharded)
-    compile_objective(objective, trainer, workers.sharded, conversion.fullgraph)
-    module = workers.prepare(objective).train()
-    updater = build_optimizer(objective, optimizer)
-    workers.recipe_autocast = conversion.autocast
-    conversion.follow(module, updater)
-    return module, updater
-
-
-def compile_objective(objective: nn.Module, config: LoopConfig, sharded: bool, fullgraph: bool = True) -> None:
-    """Compile in place, before any wrapper: one full graph, or each layer's forward where FSDP2 gathers around it."""
-    if not config.torch_compile:
-        return
-    torch._logging.set_logs(recompiles=True)  # each one with its reason
-    options: dict[str, Any] = {
-        "fullgraph": fullgraph,
-        "backend": config.torch_compile_backend,
-        "dynamic": config.torch_compile_dynamic,
-    }
-    if not sharded:
-        objective.compile(**options)
-        return
-    for encoder in (m for m in objective.modules() if isinstance(m, Encoder)):
-        for layer in encoder.layers:
-            layer.forward = torch.compile(layer.forward, **options)

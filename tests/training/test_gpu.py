@@ -7,12 +7,12 @@ from torch._dynamo.utils import counters
 from neobert.config.optimizer import OptimizerConfig
 from neobert.config.runtime import DistributedConfig
 from neobert.config.trainer import TrainerConfig
+from neobert.training.assemble import assemble
 from neobert.training.distributed import Workers
 from neobert.training.prefetch import DeviceBatches
 from neobert.training.signals import Preempted
 from neobert.training.step import TrainStep, seed_step
 from neobert.training.timing import Timing
-from neobert.training.trainer import assemble
 from tests.training import tiny
 from tests.training.test_resume import Interrupting
 

@@ -1,7 +1,7 @@
 """Which low-precision recipe needs which device and package, as data; and the check that they are here.
 
-Checked before a phase opens its data. A recipe that cannot run is refused with everything that is missing: nothing
-falls back to another one. docs/training.md shows this table.
+Checked when a stage starts, before it opens anything. A recipe that cannot run is refused with everything that is
+missing: nothing falls back to another one. docs/training.md shows this table.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """A recipe that this device or installation cannot run is refused with everything that is missing."""
 
+import importlib
 import re
 import sys
 import types
@@ -121,3 +122,14 @@ def test_micro_batches_must_divide_into_blocks():
     check_tokens(TorchaoConfig(), 16 * 100)
     with pytest.raises(PipelineError, match=r"a multiple of 16 tokens, and .* is 100"):
         check_tokens(TorchaoConfig(), 100)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "longer_context"])
+def test_both_phases_are_refused_before_they_open_anything(stage, gpu, monkeypatch, tmp_path):
+    gpu()
+    params = "torchao: {enable: true, recipe: float8_tensorwise, require_compile: false}\n"
+    (tmp_path / "params.yaml").write_text(params)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PipelineError, match=r"torchao\.recipe: float8_tensorwise cannot run here: it needs a GPU"):
+        importlib.import_module(f"stages.{stage}").main()
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]

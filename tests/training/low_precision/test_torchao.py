@@ -143,6 +143,16 @@ def test_every_converted_layer_computes_and_weights_stay_as_they_were(recipe, mo
     assert {p.grad.dtype for p in objective.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("recipe", REFERENCES)
+def test_under_autocast_products_are_bf16_and_the_weights_gradient_fp32(recipe):
+    layer = converted(recipe).model.encoder.layers[1].mlp.w1
+    x = torch.randn(64, 32, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    y.sum().backward()
+    assert (y.dtype, x.grad.dtype, layer.weight.grad.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
+
+
 @pytest.mark.parametrize("recipe", [*FLOAT8, "mxfp8_emulated"])
 def test_compiled_it_is_one_graph_with_the_eager_losses(recipe, tmp_path):
     config, steps, model = TorchaoConfig(recipe=recipe), {"max_steps": 4}, {**MODEL, "num_hidden_layers": 1}
