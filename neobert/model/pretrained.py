@@ -54,8 +54,8 @@ def open_pretrained(key: str, source: str | Path, tokenizer_dir: Path) -> tuple[
     model = MaskedLM(config, info.vocab_size, info.pad_token_id)
     load_weights(model, state, allow_missing=(TIED,) if config.tie_word_embeddings else (), what=name)
     log.info(
-        "%s (%s) is what this training starts from, not the model of params.yaml: %d layers x %d, %d heads, "
-        "vocabulary %d, up to %d tokens",
+        "%s is a %s model, not the one that params.yaml describes: %d layers x %d, %d heads, vocabulary %d, up to %d "
+        "tokens",
         *(name, kind, config.num_hidden_layers, config.hidden_size, config.num_attention_heads),
         *(config.vocab_size, max_length),
     )
@@ -76,7 +76,9 @@ def tokenizer_facts(name: str, theirs: Path, vocab_size: int, ours: Path) -> dic
     sha256, mine = sha256_file(ours / "tokenizer.json"), Tokenizer.from_file(str(ours / "tokenizer.json"))
     vocabulary = mine.get_vocab(with_added_tokens=True)
     file = theirs / "tokenizer.json"
-    if file.is_file() and sha256_file(file) != sha256:
+    if not file.is_file():
+        log.warning("%s has no tokenizer.json; that it was trained with %s is taken on trust", name, ours)
+    elif sha256_file(file) != sha256:
         other = Tokenizer.from_file(str(file))
         difference = "has another vocabulary than" if other.get_vocab(with_added_tokens=True) != vocabulary else None
         if difference is None and _ids(other) != _ids(mine):

@@ -204,12 +204,15 @@ def test_every_tensor_is_used_and_none_is_missing(tmp_path, tokenizer_dir, ids):
         open_pretrained(KEY, tmp_path / "hf", tokenizer_dir)
 
 
-def test_a_directorys_own_tokenizer_serves_the_pipeline(tmp_path, tokenizer_dir):
+def test_a_directorys_own_tokenizer_serves_the_pipeline(tmp_path, tokenizer_dir, caplog):
     published(tmp_path / "hf", tokenizer_dir)
     build_tokenizer(TokenizerConfig(name_or_path=str(tmp_path / "hf")), tmp_path / "no-corpus", tmp_path / "data")
     _, info = open_pretrained(KEY, tmp_path / "hf", tmp_path / "data")
     assert info.tokenizer_sha256 == sha256_file(tmp_path / "data" / "tokenizer.json")
     assert own_tokenizer(tmp_path / "hf") == tmp_path / "hf"
+    (tmp_path / "hf" / "tokenizer.json").unlink()
+    open_pretrained(KEY, tmp_path / "hf", tmp_path / "data")
+    assert "has no tokenizer.json" in caplog.text
 
 
 def test_weights_in_half_precision_are_read_as_single(tmp_path, tokenizer_dir):

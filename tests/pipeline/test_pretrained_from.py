@@ -48,7 +48,7 @@ def test_contrastive_starts_from_the_published_neobert_layout(working_copy):
     edit_params(working_copy, {"contrastive": changes})
     result = run_in(working_copy, "dvc", "repro", "contrastive_finetune")
     assert stages_run(result) == ["contrastive_finetune"]
-    assert "models/neobert (neobert) is what this training starts from" in result.all
+    assert "models/neobert is a neobert model, not the one that params.yaml describes: 2 layers x 32" in result.all
     embedder, info = load_embedding_model(working_copy / "models" / "contrastive")
     with torch.no_grad():
         mean = theirs.hidden(IDS)[0].mean(dim=0)
