@@ -172,7 +172,7 @@ def test_a_data_set_by_name_is_loaded_and_cached(tmp_path, tokenizer_dir, monkey
     folder.mkdir(parents=True)
     rows = [{"q": f"w{i} w1", "a": {"best": f"w{i} w2"}, "part": f"p{i % 2}", "topic": i % 3} for i in range(10)]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")  # the variable is read at import
     source = PairSource(hub=str(folder), query="q", corpus="a.best", kind="part", label="topic")
     config = dataclasses.replace(CONFIG, sources={"mine": source}, validation_fraction=0.0)
     for _ in range(2):
