@@ -42,6 +42,10 @@ def run(main: Callable[[], None]) -> None:
         "datasets",
     ):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # transformers imports torchao where it is installed. Beside a CPU build of torch it warns of its CUDA kernels; a
+    # recipe that needs what is not there is refused by name (neobert.training.low_precision).
+    for warning in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(warning).setLevel(logging.ERROR)
     name = main.__module__ if main.__module__ != "__main__" else Path(sys.argv[0]).stem
     start = time.monotonic()
     try:
