@@ -220,8 +220,8 @@ def test_low_precision_as_documented_is_valid(tmp_path, change):
             r"contrastive\.pretrained_from: .* `hf download EuroBERT/EuroBERT-210m --local-dir models/eurobert-210m`",
         ),
         (
-            {"longer_context": {"pretrained_from": "models/long_context"}},
-            r"longer_context\.pretrained_from: models/long_context is no directory",
+            {"longer_context": {"pretrained_from": "models/absent"}},
+            r"longer_context\.pretrained_from: models/absent is no directory",
         ),
         (
             {"longer_context": {"optimizer": {"name": "muonclip"}}, "model": {"ngpt": True}},
