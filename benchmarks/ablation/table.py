@@ -31,9 +31,10 @@ def differences(values: Values, baseline: Values, label: str) -> list[float]:
 
 
 def markdown(sweep: Sweep, results: dict[str, Values]) -> str:
-    """A row a variant, and the first metric's difference to the baseline; for a single variant a row a metric."""
+    """A row a variant, in the sweep's order, with its difference to the baseline; of one variant a row a metric."""
     labels = [metric.label for metric in sweep.metrics]
-    columns = {name: {label: [v[label] for v in results[name].values()] for label in labels} for name in results}
+    there = [name for name in sweep.variants if name in results]
+    columns = {name: {label: [v[label] for v in results[name].values()] for label in labels} for name in there}
     if len(sweep.variants) == 1:
         (values,) = columns.values()
         seeds = len(results[sweep.baseline])
