@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neobert.contrastive.pairs import Pairs
-from neobert.model.embedding import EmbeddingModel
+from neobert.model.embedding import EmbeddingModel, look_up
 
 IDF_PAIRS = 200_000
 
@@ -40,7 +40,7 @@ class BagOfEmbeddings(nn.Module):
         if self.token_weights is None:
             weights = torch.ones_like(ids, dtype=table.dtype)
         else:
-            weights = F.softplus(self.token_weights)[ids].to(table.dtype)
+            weights = look_up(F.softplus(self.token_weights), ids).to(table.dtype)
         total = F.embedding_bag(ids, table, starts, mode="sum", per_sample_weights=weights)[:num_segments]
         mass = F.embedding_bag(
             torch.zeros_like(ids), table.new_ones(1, 1), starts, mode="sum", per_sample_weights=weights

@@ -14,6 +14,14 @@ from neobert.model.encoder import Encoder
 from neobert.model.pooling import MODES, pool
 
 
+def look_up(values: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """``values[ids]`` of [V] at [T], with a gradient that is the same in every run.
+
+    Indexing's is summed by threads in any order on a CPU, ``index_select``'s on a GPU; an embedding's on neither.
+    """
+    return F.embedding(ids, values[:, None])[:, 0]
+
+
 class EmbeddingModel(nn.Module):
     """Flat batch to embeddings.
 
@@ -59,6 +67,6 @@ class EmbeddingModel(nn.Module):
     def forward(self, batch: FlatBatch, num_segments: int) -> torch.Tensor:
         """Embeddings [num_segments, H] in fp32 of the batch's first ``num_segments`` segments."""
         hidden = self.encoder(*batch)
-        weights = None if self.token_weights is None else F.softplus(self.token_weights[batch.input_ids])
+        weights = None if self.token_weights is None else F.softplus(look_up(self.token_weights, batch.input_ids))
         pooled = pool(hidden, batch.cu_seqlens, num_segments, self.pooling, weights)
         return F.normalize(pooled, dim=-1) if self.normalize else pooled

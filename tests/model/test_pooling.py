@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neobert.model.embedding import EmbeddingModel
+from neobert.model.embedding import EmbeddingModel, look_up
 from neobert.model.pooling import MODES, pool
 
 from .builders import batch, masked_lm
@@ -61,3 +61,19 @@ def test_token_weights_start_where_they_are_set_and_must_be_positive():
     torch.testing.assert_close(model.weight_table(), wanted)
     with pytest.raises(ValueError, match="positive"):
         model.set_token_weights(torch.zeros(128))
+
+
+def test_the_gradient_of_a_look_up_is_summed_in_order():
+    """With threads too: 100,000 tokens are more than one thread's share, and indexing adds theirs as they come."""
+    generator = torch.Generator().manual_seed(0)
+    ids = (torch.rand(100_000, generator=generator) ** 4 * 1000).long()
+    factors = torch.randn(100_000, generator=generator)
+    gradients = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        values = torch.ones(1000, requires_grad=True)
+        (look_up(values, ids) * factors).sum().backward()
+        gradients.append(values.grad)
+    assert torch.equal(values[ids], look_up(values, ids))
+    assert torch.equal(*gradients)
+    torch.testing.assert_close(gradients[0], torch.zeros(1000).index_add(0, ids, factors), atol=1e-3, rtol=0)
