@@ -25,6 +25,11 @@ MANIFEST = "manifest.json"
 HEARTBEAT_SECONDS = 15.0
 
 
+def runs_dir() -> Path:
+    """Untracked scratch of running stages; ``NEOBERT_RUNS_DIR`` moves it (to a larger or shared disk)."""
+    return Path(os.environ.get("NEOBERT_RUNS_DIR", "runs"))
+
+
 def fsync_directory(path: Path) -> None:
     """Make renames inside ``path`` durable."""
     descriptor = os.open(path, os.O_RDONLY)

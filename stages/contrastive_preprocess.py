@@ -6,8 +6,8 @@ from pathlib import Path
 from neobert.config.contrastive_data import ContrastiveDataConfig
 from neobert.config.load import load
 from neobert.contrastive.preprocess import preprocess
-from neobert.io import write_json
-from stages.stage import run, runs_dir
+from neobert.io import runs_dir, write_json
+from stages.stage import run
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from neobert.config.corpus import CorpusConfig
 from neobert.config.load import load, load_seed
 from neobert.config.packing import PackingConfig
+from neobert.io import runs_dir
 from neobert.jobs import Engine
 from neobert.packing.stage import pack
-from stages.stage import run, runs_dir
+from stages.stage import run
 
 
 def main() -> None:

@@ -7,12 +7,11 @@ from pathlib import Path
 
 from neobert.errors import PipelineError
 from neobert.export.provenance import locked_upstream
-from neobert.io import write_text
+from neobert.io import runs_dir, write_text
 from neobert.report.gather import Places
 from neobert.report.page import page
 from neobert.training.hardware import spent
 from neobert.training.scratch import describe, run_directory
-from stages.stage import runs_dir
 
 PAGE = Path("reports/index.html")
 

@@ -1,7 +1,6 @@
 """What every stage shares: logging, whole-file validation first, one-line errors, seconds for the closing table."""
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -9,14 +8,9 @@ from pathlib import Path
 
 from neobert.config.validate import validate
 from neobert.errors import PipelineError
-from neobert.io import write_json
+from neobert.io import runs_dir, write_json
 
 log = logging.getLogger("stages")
-
-
-def runs_dir() -> Path:
-    """Untracked scratch of running stages; ``NEOBERT_RUNS_DIR`` moves it (to a larger or shared disk)."""
-    return Path(os.environ.get("NEOBERT_RUNS_DIR", "runs"))
 
 
 def run(main: Callable[[], None]) -> None:

@@ -11,8 +11,7 @@ from rich.table import Table
 
 from neobert.config.evaluation import EvaluationConfig
 from neobert.config.load import load
-from neobert.io import read_json
-from stages.stage import runs_dir
+from neobert.io import read_json, runs_dir
 
 
 def corpus() -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from neobert.config.corpus import CorpusConfig
 from neobert.config.load import load
+from neobert.io import runs_dir
 from neobert.jobs import Engine
 from neobert.tokenization.stage import tokenize
-from stages.stage import run, runs_dir
+from stages.stage import run
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 Cost: opening takes milliseconds with ``tokenizers`` alone; ``transformers`` is imported only to load and to save.
 """
 
-import json
 import logging
 import os
 from dataclasses import asdict, dataclass
@@ -123,10 +122,3 @@ def _special_tokens(directory: Path) -> dict[str, str]:
             if value is not None:
                 found.setdefault(role, value)
     return found
-
-
-def pipeline_description(tokenizer: Tokenizer) -> dict[str, Any]:
-    """tokenizer.json as a mapping, without the vocabulary."""
-    description = json.loads(tokenizer.to_str())
-    description["model"] = {k: v for k, v in description["model"].items() if k not in ("vocab", "merges")}
-    return description

@@ -20,6 +20,7 @@ from neobert.config.runtime import RuntimeConfig
 from neobert.config.scheduler import SchedulerConfig
 from neobert.config.trainer import TrainerConfig
 from neobert.errors import PipelineError
+from neobert.io import runs_dir
 from neobert.model.batch import FlatBatch
 from neobert.model.gate import packing_gate
 from neobert.model.heads import MaskedLM
@@ -38,7 +39,6 @@ from neobert.training.mlm import MlmSource
 from neobert.training.objective import PretrainModel
 from neobert.training.prefetch import move
 from neobert.training.reports import write_reports
-from neobert.training.scratch import runs_dir
 from neobert.training.source import BatchSource
 from neobert.training.trainer import Evaluate, train
 from neobert.training.unpacked import UnpackedSource

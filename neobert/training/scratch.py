@@ -11,7 +11,6 @@ and never resumed into nothing.
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from ruamel.yaml import YAML
 
 from neobert.config.load import PARAMS, read_params
 from neobert.errors import PipelineError
-from neobert.io import MANIFEST, RunLock, fingerprint, sha256_file, write_json
+from neobert.io import MANIFEST, RunLock, fingerprint, runs_dir, sha256_file, write_json
 from neobert.training.launch import is_main_process
 from neobert.training.resume import RUN
 
@@ -34,11 +33,6 @@ TEMPLATE = re.compile(r"\$\{([^}]+)\}")
 """A value of params.yaml in a dependency of dvc.yaml, by its dotted key."""
 IGNORED = {"__pycache__", ".cache"}
 """As in .dvcignore: what Python and the hub's downloader leave behind."""
-
-
-def runs_dir() -> Path:
-    """Where runs live: `NEOBERT_RUNS_DIR`, else `runs`."""
-    return Path(os.environ.get("NEOBERT_RUNS_DIR", "runs"))
 
 
 def describe(stage: str, dvc_yaml: str | Path = "dvc.yaml", params_yaml: str | Path = PARAMS) -> dict[str, Any]:

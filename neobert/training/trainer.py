@@ -112,8 +112,7 @@ def train(
 
     Raises:
         PipelineError: contradictory batch sizes, an unusable checkpoint, too many skipped steps in a row, a
-        checkpoint
-            that could not be written, or (Preempted) a signal.
+            checkpoint that could not be written, or (Preempted) a signal.
     """
     workers = Workers(runtime.distributed, trainer.mixed_precision)
     micro_batches = accumulation_steps(trainer, workers.world)
