@@ -8,6 +8,7 @@ device at each end.
 from __future__ import annotations
 
 import copy
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,9 @@ class Timed:
         seconds, work: of each recorded block, the mean seconds, and the mean tokens and FLOPs, of a step.
     """
 
+    deterministic = False
+    """Whether its steps run with `torch.use_deterministic_algorithms`, a switch of the process."""
+
     def __init__(self, name: str) -> None:
         self.name = name
         self.seconds: list[float] = []
@@ -100,6 +104,7 @@ class Timed:
         """Run `steps` steps; with `record` keep the mean seconds of one."""
         others = _allocated() - self._own
         compiled = graphs()
+        torch.use_deterministic_algorithms(self.deterministic)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
             torch.cuda.synchronize()
@@ -146,6 +151,9 @@ class TrainerStep(Timed):
             for key in ("packing", "trainer", "optimizer", "datacollator")
         )
         self.model_config = section(params, "model")
+        self.deterministic = self.trainer.deterministic
+        if self.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as `train` does, before any product
         packages = (section(params, key) for key in ("torchao", "transformer_engine", "quartet2"))
         self.low_precision = enabled(*packages)
         if not emulate:

@@ -1,13 +1,13 @@
 """The trainer's step: tokens/s, MFU, memory, where the time goes, and A against B.
 
     python -m benchmarks.train_step [--profile neobert-250m] [--phase longer_context] [--set key=value ...]
-        [--ab key=value ...] [--peers] [--steps 10] [--rounds 5]
+        [--ab key=value ...] [--peers] [--kernels N] [--steps 10] [--rounds 5]
 
 A is params.yaml with the profile and `--set`; B is A with `--ab` as well. With `--peers`, Hugging Face's EuroBERT
 of A's dimensions and ModernBERT-base join, on the same rows (`benchmarks.peers`). All of them take turns, in one
 process, a block of `--steps` steps a round, after a warm-up; figures are medians over rounds, and tokens and FLOPs
-those of the very batches that were timed. A peer that fails is reported and left out. Prints a table, then one JSON
-object as its last line.
+those of the very batches that were timed. A peer that fails is reported and left out. `--kernels N` adds A's GPU time
+by kernel and its N largest. Prints a table, then one JSON object as its last line.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import kernel_time
 from benchmarks.subject import Timed, TrainerStep, params_with
 from neobert.errors import PipelineError
 from neobert.training.metrics import peak_flops
@@ -70,12 +71,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="params of A (and B)")
     parser.add_argument("--ab", nargs="*", default=[], metavar="KEY=VALUE", help="params of B alone")
     parser.add_argument("--peers", action="store_true", help="also time transformers' EuroBERT and ModernBERT")
+    parser.add_argument("--kernels", type=int, metavar="N", help="also list A's N largest GPU kernels")
     parser.add_argument("--vocab-size", type=int, default=32000)
     parser.add_argument("--mean-document", type=float, help="default: 320 up to 1024 tokens a row, else 475")
     parser.add_argument("--steps", type=int, default=10, help="steps of a block")
     parser.add_argument("--rounds", type=int, default=5, help="blocks of each subject")
     parser.add_argument("--warmup", type=int, default=6, help="steps before any is timed")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.kernels and not torch.cuda.is_available():
+        parser.error("--kernels lists a GPU's kernels, and there is no GPU")
+    return args
 
 
 def ours(args: argparse.Namespace) -> list[TrainerStep]:
@@ -126,6 +131,7 @@ def main() -> None:
         for _ in range(args.rounds):
             for subject in subjects:
                 subject.block(args.steps, record=True)
+        kernels = kernel_time.kernel_times(mine[0], 4, args.kernels) if args.kernels else None
     except PipelineError as error:
         raise SystemExit(f"error: {error}") from None
     peak = peak_flops(device_name())
@@ -143,6 +149,8 @@ def main() -> None:
     breakdown = first.breakdown(args.steps)
     for name, times in breakdown.items():
         print(f"  {name:12} p50 {times['p50_ms']:8.2f} ms  p95 {times['p95_ms']:8.2f} ms")
+    if kernels:
+        print(kernel_time.table(kernels))
     print(
         json.dumps(
             {
@@ -155,6 +163,7 @@ def main() -> None:
                 "results": results,
                 "failed": failed,
                 "timing": breakdown,
+                "kernels": kernels,
             }
         )
     )

@@ -16,7 +16,7 @@ WARPS = 4
 
 
 @triton.jit
-def _kernel(
+def _max_logits_kernel(
     qk_ptr,
     first_ptr,
     last_ptr,
@@ -56,7 +56,7 @@ def segmented_max_logits(qk: torch.Tensor, cu_seqlens: torch.Tensor, scale: floa
     segment = torch.bucketize(torch.arange(tokens, dtype=torch.int32, device=qk.device), cu_seqlens[1:], right=True)
     blocks = triton.cdiv(tokens, BLOCK)
     out = torch.empty(blocks, heads, dtype=torch.float32, device=qk.device)
-    wrap_triton(_kernel)[(blocks, heads)](
+    wrap_triton(_max_logits_kernel)[(blocks, heads)](
         qk.contiguous(),
         cu_seqlens[segment],
         cu_seqlens[segment + 1],

@@ -19,7 +19,7 @@ PROGRAMS_A_PROCESSOR = 4
 
 
 @triton.jit
-def _forward_kernel(
+def _rms_norm_forward_kernel(
     x_ptr,
     delta_ptr,
     weight_ptr,
@@ -50,7 +50,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def _rms_norm_backward_kernel(
     grad_total_ptr,
     grad_normed_ptr,
     total_ptr,
@@ -106,7 +106,7 @@ def add_rms_norm_op(
     total = torch.empty_like(x) if has_delta else x.new_empty(0)
     normed = torch.empty_like(x, dtype=dtype)
     rstd = torch.empty(rows, dtype=torch.float32, device=x.device)
-    wrap_triton(_forward_kernel)[(triton.cdiv(rows, ROWS),)](
+    wrap_triton(_rms_norm_forward_kernel)[(triton.cdiv(rows, ROWS),)](
         x,
         delta.contiguous() if delta is not None else x,
         weight,
@@ -140,7 +140,7 @@ def add_rms_norm_backward(
     grad_delta = torch.empty_like(total, dtype=delta_dtype) if delta_dtype is not None else total.new_empty(0)
     count = programs(total.device)
     partial = torch.empty((count, size), dtype=torch.float32, device=total.device)
-    wrap_triton(_backward_kernel)[(count,)](
+    wrap_triton(_rms_norm_backward_kernel)[(count,)](
         grad_total.contiguous() if grad_total is not None else grad_normed,
         grad_normed,
         total,

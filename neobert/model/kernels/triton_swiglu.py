@@ -15,7 +15,7 @@ WARPS = 8
 
 
 @triton.jit
-def _forward_kernel(a_ptr, b_ptr, out_ptr, size, BLOCK: tl.constexpr):
+def _swiglu_forward_kernel(a_ptr, b_ptr, out_ptr, size, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     keep = at < size
     a = tl.load(a_ptr + at, mask=keep, other=0.0).to(tl.float32)
@@ -24,7 +24,7 @@ def _forward_kernel(a_ptr, b_ptr, out_ptr, size, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _backward_kernel(grad_ptr, a_ptr, b_ptr, grad_a_ptr, grad_b_ptr, size, BLOCK: tl.constexpr):
+def _swiglu_backward_kernel(grad_ptr, a_ptr, b_ptr, grad_a_ptr, grad_b_ptr, size, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     keep = at < size
     grad = tl.load(grad_ptr + at, mask=keep, other=0.0).to(tl.float32)
@@ -42,7 +42,7 @@ def swiglu(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     a, b = a.contiguous(), b.contiguous()
     out = torch.empty_like(a)
     grid = (triton.cdiv(a.numel(), BLOCK),)
-    wrap_triton(_forward_kernel)[grid](a, b, out, a.numel(), BLOCK=BLOCK, num_warps=WARPS)
+    wrap_triton(_swiglu_forward_kernel)[grid](a, b, out, a.numel(), BLOCK=BLOCK, num_warps=WARPS)
     return out
 
 
@@ -52,7 +52,7 @@ def swiglu_backward(grad: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> tup
     grad, a, b = grad.contiguous(), a.contiguous(), b.contiguous()
     grad_a, grad_b = torch.empty_like(a), torch.empty_like(b)
     grid = (triton.cdiv(a.numel(), BLOCK),)
-    wrap_triton(_backward_kernel)[grid](grad, a, b, grad_a, grad_b, a.numel(), BLOCK=BLOCK, num_warps=WARPS)
+    wrap_triton(_swiglu_backward_kernel)[grid](grad, a, b, grad_a, grad_b, a.numel(), BLOCK=BLOCK, num_warps=WARPS)
     return grad_a, grad_b
 
 
