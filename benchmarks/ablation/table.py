@@ -10,9 +10,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from benchmarks.ablation.sweep import Sweep
 from neobert.io import atomic_path
+
+if TYPE_CHECKING:
+    from benchmarks.ablation.sweep import Sweep  # needs DVC, which a table of other programs does without
 
 Values = dict[int, dict[str, float]]
 """{seed: {label of a metric: value}} of a variant."""
