@@ -19,14 +19,13 @@ from pathlib import Path
 
 from benchmarks.ablation.table import spread
 from benchmarks.markers import between, write_between
+from benchmarks.retrieval import retrieval_scores
 from neobert.config.contrastive import ContrastiveConfig
 from neobert.config.evaluation import EvaluationConfig
 from neobert.config.load import load
 from neobert.config.runtime import RuntimeConfig
 from neobert.contrastive.finetune import Places, finetune
-from neobert.evaluation.local_tasks import local_task
 from neobert.evaluation.models import EncodeSettings, open_model
-from neobert.evaluation.run import Scores, run_tasks
 
 MARKER = "pretraining_value"
 STARTS = {"pretrained": False, "random weights": True}
@@ -43,11 +42,7 @@ def scores_of(config: ContrastiveConfig, seed: int, evaluation: EvaluationConfig
         done = finetune(config, places, runtime=runtime, seed=seed, world=1)
         done.start.save(scratch / "model", done.result.state_dict)
         model = open_model(str(scratch / "model"), "model", EncodeSettings.of(evaluation))
-        scores = Scores()
-        tasks = [local_task(task) for task in evaluation.tasks if task.type == "retrieval"]
-        run_tasks(scores, "model", model, tasks, batch_size=evaluation.mteb_batch_size)
-    scores.require_success()
-    return scores.by_model["model"]
+        return retrieval_scores("model", model, evaluation)
 
 
 def markdown(results: dict[str, list[dict[str, float]]]) -> str:
