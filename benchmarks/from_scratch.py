@@ -12,8 +12,8 @@ deviation over seeds), which `--write` also puts into a document, then one JSON 
 
 Each stage is the project's own `python -m stages.X`, in a directory under DIR that has params.yaml, models, reports and
 runs of its own and links to the code and the data. So DVC is not needed, the checkout's params.yaml, data and models
-stay as they are, seeds do not meet, and a stage that has finished is not run again when the same command is. Cost: the
-stages' own, and a few seconds each for starting a process.
+stay as they are, seeds do not meet, and the same command goes on where an earlier one was stopped. Cost: the stages'
+own, and a few seconds each for starting a process.
 """
 
 from __future__ import annotations
@@ -83,22 +83,36 @@ def workspace(directory: Path, params: Path, settings: dict[str, Any]) -> Path:
     return directory
 
 
+def spent(directory: Path, stage: str) -> dict[str, Any]:
+    """What a workspace has noted of a stage: wall seconds of all its processes, and whether it has finished."""
+    note = directory / "seconds" / f"{stage}.json"
+    return read_json(note) if note.is_file() else {"seconds": 0.0, "finished": False}
+
+
 def run_stage(directory: Path, stage: str) -> None:
-    """Run a stage in a workspace and note its wall seconds; what is noted there already is left out.
+    """Run a stage in a workspace, unless it has finished there, and note its wall seconds.
 
     Raises:
         PipelineError: it failed; its own message is above.
     """
-    note = directory / "seconds" / f"{stage}.json"
-    if note.is_file():
+    before = spent(directory, stage)
+    if before["finished"]:
         return
     print(f"{directory}: {stage}", file=sys.stderr, flush=True)
     environment = {key: value for key, value in os.environ.items() if key != "NEOBERT_RUNS_DIR"}
     start = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", f"stages.{stage}"], cwd=directory, env=environment, check=False)
-    if done.returncode:
-        raise PipelineError(f"{directory}: {stage} ended with status {done.returncode}; the same command runs it again")
-    write_json(note, {"seconds": time.monotonic() - start})
+    child = subprocess.Popen([sys.executable, "-m", f"stages.{stage}"], cwd=directory, env=environment)
+    try:
+        child.wait()
+    except BaseException:  # told to stop: so is the training, which saves where it is
+        child.terminate()
+        child.wait()
+        raise
+    finally:
+        seconds = before["seconds"] + time.monotonic() - start
+        write_json(directory / "seconds" / f"{stage}.json", {"seconds": seconds, "finished": child.returncode == 0})
+    if child.returncode:
+        raise PipelineError(f"{directory}: {stage} ended with status {child.returncode}; the same command goes on")
 
 
 def prepare(directory: Path, profiles: list[str]) -> None:
@@ -116,7 +130,7 @@ def prepare(directory: Path, profiles: list[str]) -> None:
         for profile in profiles:
             path = Path(profile)
             apply_profile(path.stem, path.parent if path.suffix else "profiles", params)
-        # A run of minutes is timed and starts a stage anew: no time for checkpoints.
+        # Minutes are timed, so none go into checkpoints but the one of a training that is told to stop.
         workspace(directory, params, {"runtime": {"save_steps": None, "logging_steps": 20}})
     for stage in PREPARE:
         run_stage(directory, stage)
@@ -129,7 +143,7 @@ def run_seed(directory: Path, seed: int) -> dict[str, Any]:
         PipelineError: `prepare` was not run, a stage failed, or a task did.
     """
     params = directory / "params.yaml"
-    if not (directory / "seconds" / f"{PREPARE[-1]}.json").is_file():
+    if not spent(directory, PREPARE[-1])["finished"]:
         raise PipelineError(
             f"{directory}: is not prepared; run `python -m benchmarks.from_scratch prepare {directory}`"
         )
@@ -177,7 +191,7 @@ def figures(place: Path, stage: str) -> dict[str, Any]:
     (speed,) = place.glob(f"runs/{stage}-{'[0-9a-f]' * 16}/throughput.jsonl")  # not one set aside (.complete)
     rates = [json.loads(line)["tokens_per_second"] for line in speed.read_text().splitlines()]
     metrics = read_json(place / "reports" / REPORTS[stage] / "metrics.json")
-    return {**read_json(place / "seconds" / f"{stage}.json"), "tokens_per_second": statistics.median(rates), **metrics}
+    return {"seconds": spent(place, stage)["seconds"], "tokens_per_second": statistics.median(rates), **metrics}
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
@@ -235,7 +249,7 @@ def main() -> None:
     tabling.add_argument("files", type=Path, nargs="+")
     tabling.add_argument("--write", type=Path, help="put them into this document, between its markers")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the stage at work ends too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, for the stage at work to end too
     if arguments.command == "prepare":
         prepare(arguments.directory, arguments.profile)
     elif arguments.command == "seed":

@@ -1,10 +1,13 @@
 """benchmarks.from_scratch over toy stages: what each start gets, what is shared, what runs again; and its tables."""
 
 import json
+import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from neobert.io import read_json, write_json
 ROOT = Path(__file__).resolve().parents[2]
 # A stage writes what it was given: `made` says which seed and start its model came from.
 TOY = """
-import json, os
+import json, os, signal, time
 from pathlib import Path
 from ruamel.yaml import YAML
 
@@ -33,6 +36,15 @@ with open(os.environ["TOY"] + "/calls", "a") as calls:
     calls.write(f"{stage} {params['seed']}\\n")
 if Path(os.environ["TOY"], f"break-{stage}").exists():
     raise SystemExit("error: broken")
+if Path(os.environ["TOY"], f"hold-{stage}").exists():
+    def save(*_):
+        time.sleep(0.5)
+        write("saved", "")
+        raise SystemExit(1)
+    signal.signal(signal.SIGTERM, save)
+    write(os.environ["TOY"] + "/held", "")
+    while True:
+        time.sleep(0.05)
 if stage in ("tokenize", "pack", "pack_long", "contrastive_preprocess"):
     assert Path("data/corpus/part").read_text() == "text"
     write(f"data/{stage}", str(params["packing"]["max_length"]))
@@ -106,6 +118,24 @@ def test_the_same_command_goes_on_after_a_failed_stage(project, tmp_path):
     from_scratch.run_seed(work, 3)
     tried = ["pretrain", "longer_context", "longer_context", "contrastive_finetune", "contrastive_finetune"]
     assert calls(project)[4:] == [f"{stage} 3" for stage in tried]
+
+
+def test_a_stopped_seed_lets_its_training_save_and_goes_on(project, tmp_path):
+    work = tmp_path / "work"
+    from_scratch.prepare(work, ["embedded-gpu"])
+    (tmp_path / "hold-pretrain").touch()
+    command = [sys.executable, "-m", "benchmarks.from_scratch", "seed", str(work), "0"]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "held").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+    assert process.returncode == 143
+    assert (work / "seed-0/pretrained/saved").exists()
+    (tmp_path / "hold-pretrain").unlink()
+    result = from_scratch.run_seed(work, 0)
+    assert result["stages"]["pretrain"]["seconds"] > 0.5  # of both processes
+    assert [call.split()[0] for call in calls(project)[4:7]] == ["pretrain", "pretrain", "longer_context"]
 
 
 def test_profiles_apply_in_order_and_another_one_needs_another_directory(project, tmp_path):
