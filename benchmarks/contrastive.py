@@ -65,7 +65,8 @@ def contestants(args: argparse.Namespace) -> list[str]:
     ours = ["ours", "ours cached 32", "ours cached 64"]
     if args.device == "cuda":
         ours += ["ours compiled", "ours cached 128"]
-    return [*ours, *peer_settings(args.device)]
+    names = [*ours, *peer_settings(args.device)]
+    return [name for name in names if args.contestants is None or name in args.contestants]
 
 
 def race(args: argparse.Namespace, work: Path) -> dict[str, dict[str, float]]:
@@ -143,6 +144,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--contestants", nargs="+", help="only these (default: all)")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

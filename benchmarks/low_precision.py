@@ -7,8 +7,8 @@
 For each width the trainer's own step in bf16 and in each float8 recipe of TorchAO (or `--recipes`), in one process,
 taking turns, a block of `--steps` steps a round after a warm-up; figures are medians over rounds. All then go on to
 `--loss-steps` steps on the same batches from the same weights; a loss is the mean of the last fifth. The rows are a
-Markov chain, so that there is something to learn. Layers are few, to fit; more of them lessen the decoder's share.
-Prints a table, then one JSON object as its last line. `--emulate` compares with fp32 instead.
+Markov chain over few tokens, so that there is something to learn in so short a run. Layers are few, to fit; more of
+them lessen the decoder's share. Prints a table, then one JSON object as its last line. `--emulate` compares with fp32.
 """
 
 from __future__ import annotations
@@ -33,18 +33,24 @@ from neobert.training.metrics import peak_flops
 FLOAT8 = ["torchao.float8_tensorwise", "torchao.float8_rowwise", "torchao.float8_rowwise_with_gw_hp"]
 EMULATED = [*FLOAT8, "torchao.mxfp8_emulated"]
 HEAD = 64
+ACTIVE = 512
 FOLLOWS = 0.8
 
 
 class ChainRows(SyntheticRows):
-    """Synthetic rows in which a token follows from the one before it four times out of five."""
+    """Synthetic rows of few tokens, in which one follows from the one before it four times out of five.
+
+    `ACTIVE` of the vocabulary's tokens occur, so that a run of seconds learns which, and then what follows what.
+    """
 
     def __init__(self, rows: int, length: int, vocab_size: int, mean_document: float, seed: int = 0) -> None:
         super().__init__(rows, length, vocab_size, mean_document, seed)
         generator = np.random.default_rng(seed + 1)
+        active = min(ACTIVE, vocab_size - FIRST)
         successor = np.arange(vocab_size, dtype=np.int32)
-        successor[FIRST:] = FIRST + generator.permutation(vocab_size - FIRST)
+        successor[FIRST : FIRST + active] = FIRST + generator.permutation(active)
         ids, special = self._ids, self._ids < FIRST
+        ids[~special] = FIRST + ids[~special] % active
         follows = (generator.random(ids.shape) < FOLLOWS) & ~special
         follows[:, 1:] &= ~special[:, :-1]
         for column in range(1, length):
@@ -60,7 +66,7 @@ def params_of(args: argparse.Namespace, width: int, recipe: str) -> dict[str, An
         *(f"packing.max_length={args.length}", f"model.max_position_embeddings={args.length}"),
         *(f"trainer.{key}={args.rows}" for key in ("global_batch_size", "per_device_train_batch_size")),
         *(f"trainer.torch_compile={str(not args.emulate).lower()}", f"trainer.mixed_precision={args.base}"),
-        "optimizer.lr=0.001",
+        f"optimizer.lr={min(1e-3, 0.768 / width)}",  # wider models take smaller steps
         *args.set,
     ]
     if recipe != args.base:

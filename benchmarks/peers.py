@@ -1,12 +1,13 @@
 """Other encoders' training steps, on the same rows: transformers' EuroBERT of the same dimensions, and ModernBERT-base.
 
-Both as their users run them: sdpa, bf16 autocast, torch.compile, fused AdamW, clipping, full logits, and rows as dense
-[rows, length] input whose every token counts in tokens/s. They attend over whole rows, since transformers' sdpa
-knows no packing; their FLOPs are counted so.
+All with sdpa, bf16 autocast, fused AdamW, clipping, full logits, and rows as dense [rows, length] input whose every
+token counts in tokens/s. They attend over whole rows, since transformers' sdpa knows no packing; their FLOPs are
+counted so. Their input stays on the device.
 
-One thing is done for them. Under torch.compile, transformers 5.17 makes a mask of ones where there is no padding, in a
-layout that sdpa's fast kernels refuse; what remains materialises all scores, and 64 rows of 1024 tokens do not fit
-beside anything on a GPU of 140 GB. Rows are full here, so no mask is needed, and none is given.
+EuroBERT runs as it ships, compiled and eager, and compiled with help. Under torch.compile, transformers 5.17 makes a
+mask of ones where there is no padding, in a layout that sdpa's fast kernels refuse; what remains materialises all
+scores, and 64 rows of 1024 tokens do not fit on a GPU of 140 GB, so they go in several micro-batches. Rows are full
+here, so no mask is needed: with help, none is made. ModernBERT is helped likewise.
 """
 
 from __future__ import annotations
@@ -23,16 +24,31 @@ from benchmarks.synthetic import MASK, PAD, SEP
 
 BATCHES = 8
 """Batches kept on the device and reused in turn: peers are spared the cost of loading."""
+MAKE_MASK: dict[Any, Any] = {}
+"""The function by which each module of transformers makes masks, before a peer first replaced it."""
+
+
+def no_mask(**_: Any) -> None:
+    """What a helped peer has instead."""
 
 
 class Peer(Timed):
-    """A transformers model with a masked-language-model head, trained on `ours`' rows."""
+    """A transformers model with a masked-language-model head, trained on `ours`' rows.
+
+    Attributes:
+        compiled: by torch.compile, where ours is.
+        own_mask: make the attention mask that transformers makes.
+        rows_at_once: rows of a micro-batch; None takes all rows of a step.
+    """
 
     label = ""
+    compiled = True
+    own_mask = False
+    rows_at_once: int | None = None
 
     def __init__(self, ours: TrainerStep) -> None:
         self.ours = ours
-        super().__init__(f"{self.label}, compiled, sdpa")
+        super().__init__(self.label)
 
     def config(self) -> Any:
         """The model's configuration."""
@@ -45,10 +61,11 @@ class Peer(Timed):
         device = self.ours.train_step.workers.device
         config = self.config()
         model = AutoModelForMaskedLM.from_config(config, attn_implementation="sdpa").to(device).train()
-        sys.modules[type(model).__module__].create_bidirectional_mask = lambda **_: None  # type: ignore[attr-defined]
+        self.module: Any = sys.modules[type(model).__module__]
+        self.make_mask = MAKE_MASK.setdefault(self.module, self.module.create_bidirectional_mask)
         self.model = model
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-        self.compiled = torch.compile(model) if self.ours.trainer.torch_compile else model
+        self.forward = torch.compile(model) if self.compiled and self.ours.trainer.torch_compile else model
         size, length = self.ours.trainer.per_device_train_batch_size, self.ours.packing.max_length
         self.batches = [self._batch(i * size, size, device) for i in range(min(BATCHES, ROWS // size))]
         self.turn = 0
@@ -74,22 +91,25 @@ class Peer(Timed):
         return [length] * config.num_hidden_layers
 
     def step(self) -> None:
-        """Forward with full logits, backward, clipping and update."""
-        ids, labels = self.batches[self.turn % len(self.batches)]
+        """Forward with full logits and backward, micro-batch by micro-batch; clipping and update."""
+        self.module.create_bidirectional_mask = self.make_mask if self.own_mask else no_mask
+        all_ids, all_labels = self.batches[self.turn % len(self.batches)]
         self.turn += 1
-        trainer = self.ours.trainer
-        with torch.autocast(ids.device.type, torch.bfloat16, enabled=trainer.mixed_precision == "bf16"):
-            loss = self.compiled(input_ids=ids, labels=labels).loss
-        loss.backward()
+        trainer, size = self.ours.trainer, self.rows_at_once or len(all_ids)
+        parts = list(zip(all_ids.split(size), all_labels.split(size), strict=True))
+        for ids, labels in parts:
+            with torch.autocast(ids.device.type, torch.bfloat16, enabled=trainer.mixed_precision == "bf16"):
+                loss = self.forward(input_ids=ids, labels=labels).loss / len(parts)
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
 
 class EuroBert(Peer):
-    """transformers' EuroBERT with our dimensions."""
+    """transformers' EuroBERT with our dimensions, without its mask."""
 
-    label = "HF EuroBERT, same dimensions"
+    label = "HF EuroBERT, compiled, helped: no mask"
 
     def config(self) -> Any:
         from transformers import EuroBertConfig
@@ -112,10 +132,27 @@ class EuroBert(Peer):
         )
 
 
+class EuroBertAsShipped(EuroBert):
+    """The same, compiled, with the mask that transformers makes."""
+
+    label = "HF EuroBERT, compiled, as it ships"
+    own_mask = True
+    rows_at_once = 16
+
+
+class EuroBertEager(EuroBert):
+    """The same, not compiled; transformers makes no mask then."""
+
+    label = "HF EuroBERT, eager, as it ships"
+    compiled = False
+    own_mask = True
+    rows_at_once = 32
+
+
 class ModernBert(Peer):
     """transformers' ModernBERT at its base size (149M), our vocabulary size aside."""
 
-    label = "HF ModernBERT-base 149M"
+    label = "HF ModernBERT-base 149M, helped"
 
     def config(self) -> Any:
         from transformers import ModernBertConfig
@@ -133,3 +170,6 @@ class ModernBert(Peer):
     def attended(self, config: Any, length: int) -> list[int]:
         window = min(length, config.local_attention)
         return [length if kind == "full_attention" else window for kind in config.layer_types]
+
+
+PEERS = (EuroBert, EuroBertAsShipped, EuroBertEager, ModernBert)

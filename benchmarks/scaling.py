@@ -4,13 +4,14 @@
     fsdp2]
 
 Each case is its own launch of the trainer's step under torchrun, since ranks cannot change within a process.
-Efficiency is tokens/s over the single rank's times the ranks. Prints a table, then one JSON object as its last
-line.
+Efficiency is tokens/s over the single rank's times the ranks. Prints a table, a line when its case is done, then one
+JSON object as its last line.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -67,6 +68,17 @@ def case(ranks: int, strategy: str) -> dict:
     return json.loads(lines[0].removeprefix(MARK))
 
 
+def line(found: dict) -> str:
+    """One line of the table."""
+    mfu = "-" if found["mfu"] is None else f"{found['mfu']:.1%}"
+    share = "-" if found["efficiency"] is None else f"{found['efficiency']:.3f}"
+    name = f"{found['ranks']} x {found['strategy']}" if found["ranks"] > 1 else "1"
+    return (
+        f"{name:14} {found['ms']:8.1f} {found['tokens_per_second'] / 1e3:9.1f} {mfu:>7} "
+        f"{found['peak_memory_gib']:6.1f} {share:>10}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Weak scaling of the training step.")
     parser.add_argument("--profile")
@@ -82,19 +94,15 @@ def main() -> None:
     if "RANK" in os.environ:
         work(args)
         return
-    cases = [case(n, s) for s in args.strategies for n in args.ranks if n > 1 or s == args.strategies[0]]
-    alone = next((c["tokens_per_second"] for c in cases if c["ranks"] == 1), None)
     print(f"{device_name()}, torch {torch.__version__}")
-    print(f"{'':14} {'ms':>8} {'ktok/s':>9} {'MFU':>7} {'GiB':>6} {'efficiency':>10}")
-    for found in cases:
-        found["efficiency"] = alone and found["tokens_per_second"] / (alone * found["ranks"])
-        mfu = "-" if found["mfu"] is None else f"{found['mfu']:.1%}"
-        share = "-" if found["efficiency"] is None else f"{found['efficiency']:.3f}"
-        name = f"{found['ranks']} x {found['strategy']}" if found["ranks"] > 1 else "1"
-        print(
-            f"{name:14} {found['ms']:8.1f} {found['tokens_per_second'] / 1e3:9.1f} {mfu:>7} "
-            f"{found['peak_memory_gib']:6.1f} {share:>10}"
-        )
+    print(f"{'':14} {'ms':>8} {'ktok/s':>9} {'MFU':>7} {'GiB':>6} {'efficiency':>10}", flush=True)
+    cases: list[dict] = []
+    for strategy, ranks in itertools.product(args.strategies, args.ranks):
+        if ranks > 1 or strategy == args.strategies[0]:
+            cases.append(found := case(ranks, strategy))
+            alone = next((c["tokens_per_second"] for c in cases if c["ranks"] == 1), None)
+            found["efficiency"] = alone and found["tokens_per_second"] / (alone * ranks)
+            print(line(found), flush=True)
     command = "python -m benchmarks.scaling " + " ".join(sys.argv[1:])
     print(json.dumps({"command": command, "device": device_name(), "torch": torch.__version__, "cases": cases}))
 

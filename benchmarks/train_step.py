@@ -4,10 +4,10 @@
         [--ab key=value ...] [--peers] [--kernels N] [--steps 10] [--rounds 5]
 
 A is params.yaml with the profile and `--set`; B is A with `--ab` as well. With `--peers`, Hugging Face's EuroBERT
-of A's dimensions and ModernBERT-base join, on the same rows (`benchmarks.peers`). All of them take turns, in one
-process, a block of `--steps` steps a round, after a warm-up; figures are medians over rounds, and tokens and FLOPs
-those of the very batches that were timed. A peer that fails is reported and left out. `--kernels N` adds A's GPU time
-by kernel and its N largest. Prints a table, then one JSON object as its last line.
+of A's dimensions (three ways) and ModernBERT-base join, on the same rows (`benchmarks.peers`). All of them take
+turns, in one process, a block of `--steps` steps a round, after a warm-up; figures are medians over rounds, and tokens
+and FLOPs those of the very batches that were timed. A peer that fails is reported and left out. `--kernels N` adds
+A's GPU time by kernel and its N largest. Prints a table, then one JSON object as its last line.
 """
 
 from __future__ import annotations
@@ -99,10 +99,10 @@ def ours(args: argparse.Namespace) -> list[TrainerStep]:
 
 def warm_peers(args: argparse.Namespace, first: TrainerStep, failed: dict[str, str]) -> list[Timed]:
     """The peers that work here, warmed up; why others do not goes to `failed`."""
-    from benchmarks.peers import EuroBert, ModernBert
+    from benchmarks.peers import PEERS
 
     peers: list[Timed] = []
-    for make in (EuroBert, ModernBert):
+    for make in PEERS:
         try:
             peers.append(warmed(make(first), args.warmup))
         # Other people's code: an import, a compilation or the memory may fail, and our figures shall not be lost.

@@ -28,6 +28,7 @@ def _max_logits_kernel(
     PADDED_D: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    scale = tl.cast(scale, tl.float32)  # a Python float may arrive as fp64
     head = tl.program_id(1)
     channel = tl.arange(0, PADDED_D)
     stride = 2 * heads * D

@@ -8,14 +8,27 @@ Cost a token, in tensors of width H: forward reads 2 and writes 2, backward read
 fp32. Reference: ``F.rms_norm`` and its autograd.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch.library import triton_op, wrap_triton
 
-ROWS = 4
-WARPS = 4
-PROGRAMS_A_PROCESSOR = 4
+
+class Launch(NamedTuple):
+    """How a kernel is cut: rows that a program takes at once, its warps, and (backward) programs a processor."""
+
+    rows: int
+    warps: int
+    programs: int = 0
+
+
+# The fastest of 65,536 x 768 on an H200.
+FORWARD = Launch(rows=2, warps=4)
+BACKWARD_WIDE = Launch(rows=2, warps=1, programs=8)
+"""For a stream of fp32: 0.21 ms, where 4 rows of 4 warps took 0.29."""
+BACKWARD_NARROW = Launch(rows=2, warps=4, programs=8)
 
 
 @triton.jit
@@ -33,6 +46,7 @@ def _rms_norm_forward_kernel(
     ROWS: tl.constexpr,
     SIZE: tl.constexpr,
 ):
+    eps = tl.cast(eps, tl.float32)  # a Python float may arrive as fp64
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, SIZE)
     keep = (row < rows)[:, None] & (column < size)[None, :]
@@ -88,11 +102,9 @@ def _rms_norm_backward_kernel(
     tl.store(partial_ptr + tl.program_id(0) * size + column, grad_weight, mask=inside)
 
 
-def programs(device: torch.device) -> int:
-    """Programs of the backward: enough to fill the device, few enough that their partial rows cost nothing."""
-    if device.type != "cuda":
-        return PROGRAMS_A_PROCESSOR
-    return PROGRAMS_A_PROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
+def processors(device: torch.device) -> int:
+    """The device's multiprocessors; 1 where it has none."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 @triton_op("neobert::add_rms_norm", mutates_args=())
@@ -106,7 +118,7 @@ def add_rms_norm_op(
     total = torch.empty_like(x) if has_delta else x.new_empty(0)
     normed = torch.empty_like(x, dtype=dtype)
     rstd = torch.empty(rows, dtype=torch.float32, device=x.device)
-    wrap_triton(_rms_norm_forward_kernel)[(triton.cdiv(rows, ROWS),)](
+    wrap_triton(_rms_norm_forward_kernel)[(triton.cdiv(rows, FORWARD.rows),)](
         x,
         delta.contiguous() if delta is not None else x,
         weight,
@@ -117,9 +129,9 @@ def add_rms_norm_op(
         size,
         eps,
         HAS_DELTA=has_delta,
-        ROWS=ROWS,
+        ROWS=FORWARD.rows,
         SIZE=triton.next_power_of_2(size),
-        num_warps=WARPS,
+        num_warps=FORWARD.warps,
     )
     return total, normed, rstd
 
@@ -138,7 +150,9 @@ def add_rms_norm_backward(
     grad_normed = grad_normed.contiguous()
     grad_x = torch.empty_like(total)
     grad_delta = torch.empty_like(total, dtype=delta_dtype) if delta_dtype is not None else total.new_empty(0)
-    count = programs(total.device)
+    launch = BACKWARD_WIDE if total.dtype == torch.float32 else BACKWARD_NARROW
+    # Enough programs to fill the device, few enough that their partial rows cost nothing.
+    count = launch.programs * processors(total.device)
     partial = torch.empty((count, size), dtype=torch.float32, device=total.device)
     wrap_triton(_rms_norm_backward_kernel)[(count,)](
         grad_total.contiguous() if grad_total is not None else grad_normed,
@@ -153,9 +167,9 @@ def add_rms_norm_backward(
         size,
         HAS_GRAD_TOTAL=grad_total is not None,
         HAS_GRAD_DELTA=delta_dtype is not None,
-        ROWS=ROWS,
+        ROWS=launch.rows,
         SIZE=triton.next_power_of_2(size),
-        num_warps=WARPS,
+        num_warps=launch.warps,
     )
     return grad_x, grad_delta, partial.sum(0).to(weight.dtype)
 
