@@ -28,7 +28,7 @@ def _max_logits_kernel(
     PADDED_D: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    scale = tl.cast(scale, tl.float32)  # a Python float may arrive as fp64
+    scale = tl.cast(scale, tl.float32)  # TorchInductor passes Python floats as fp64
     head = tl.program_id(1)
     channel = tl.arange(0, PADDED_D)
     stride = 2 * heads * D
@@ -36,14 +36,14 @@ def _max_logits_kernel(
     real = row < tokens
     first = tl.load(first_ptr + row, mask=real, other=tokens)
     last = tl.load(last_ptr + row, mask=real, other=0)
-    at = row.to(tl.int64)[:, None] * stride + head * D + channel[None, :]
-    q = tl.load(qk_ptr + at, mask=real[:, None] & (channel < D)[None, :], other=0.0)
+    query_at = row.to(tl.int64)[:, None] * stride + head * D + channel[None, :]
+    q = tl.load(qk_ptr + query_at, mask=real[:, None] & (channel < D)[None, :], other=0.0)
     best = tl.full([BLOCK], float("-inf"), tl.float32)
     end = tl.max(last, axis=0)
     for start in range(tl.min(first, axis=0), end, BLOCK):
         column = start + tl.arange(0, BLOCK)
-        at = column.to(tl.int64)[None, :] * stride + (heads + head) * D + channel[:, None]
-        k = tl.load(qk_ptr + at, mask=(column < end)[None, :] & (channel < D)[:, None], other=0.0)
+        key_at = column.to(tl.int64)[None, :] * stride + (heads + head) * D + channel[:, None]
+        k = tl.load(qk_ptr + key_at, mask=(column < end)[None, :] & (channel < D)[:, None], other=0.0)
         logits = tl.dot(q, k, input_precision="ieee") * scale
         own = (column[None, :] >= first[:, None]) & (column[None, :] < last[:, None])
         best = tl.maximum(best, tl.max(tl.where(own, logits, float("-inf")), axis=1))
@@ -54,7 +54,8 @@ def _max_logits_kernel(
 def segmented_max_logits(qk: torch.Tensor, cu_seqlens: torch.Tensor, scale: float) -> torch.Tensor:
     """[T, 2, N, D], [S+1] int32 -> [N] fp32: max over pairs of a segment of ``scale * q.k``."""
     tokens, _, heads, channels = qk.shape
-    segment = torch.bucketize(torch.arange(tokens, dtype=torch.int32, device=qk.device), cu_seqlens[1:], right=True)
+    # All of cu_seqlens, less 1: where boundaries are a slice, TorchInductor's GPU code reads from the whole's start.
+    segment = torch.bucketize(torch.arange(tokens, dtype=torch.int32, device=qk.device), cu_seqlens, right=True) - 1
     blocks = triton.cdiv(tokens, BLOCK)
     out = torch.empty(blocks, heads, dtype=torch.float32, device=qk.device)
     wrap_triton(_max_logits_kernel)[(blocks, heads)](

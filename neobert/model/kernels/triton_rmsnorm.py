@@ -46,7 +46,7 @@ def _rms_norm_forward_kernel(
     ROWS: tl.constexpr,
     SIZE: tl.constexpr,
 ):
-    eps = tl.cast(eps, tl.float32)  # a Python float may arrive as fp64
+    eps = tl.cast(eps, tl.float32)  # TorchInductor passes Python floats as fp64
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, SIZE)
     keep = (row < rows)[:, None] & (column < size)[None, :]

@@ -26,6 +26,7 @@ def _rotate_kernel(
     HEADS: tl.constexpr,
     HALF: tl.constexpr,
 ):
+    sign = tl.cast(sign, tl.float32)  # TorchInductor passes Python floats as fp64
     token = tl.program_id(0).to(tl.int64)
     head = tl.arange(0, HEADS)[:, None]
     channel = tl.arange(0, HALF)[None, :]
