@@ -93,8 +93,14 @@ def _why_not(name: str, device: torch.device) -> str | None:
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "needs compute capability 8.0"
     try:
-        # The first forward may be one without gradients, or under autocast; the probe needs neither.
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cuda", enabled=False):
+        # The first forward may be one without gradients, under autocast, or a checkpointed one, whose hooks would count
+        # the probe's tensors among its own; the probe needs none of it.
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cuda", enabled=False),
+            torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor),
+        ):
             worst = _error(name, device)
     # Kernels of third parties fail in their own ways (missing symbols, JIT errors); each is a reason, and logged.
     except Exception as error:

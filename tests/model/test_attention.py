@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neobert.errors import PipelineError
+from neobert.model import varlen
 from neobert.model.attention import Attention, attend, padded_attention
 from neobert.model.plan import make_plan
 from neobert.model.segments import padded_layout
@@ -118,3 +119,19 @@ def test_attend_uses_the_operator_where_no_layout_was_made():
     torch.testing.assert_close(
         attend(qkv, plan, 0.5), attend(qkv, plan._replace(layout=None), 0.5), atol=1e-6, rtol=1e-6
     )
+
+
+def test_the_probe_leaves_no_trace_in_a_checkpointed_forward(monkeypatch):
+    """The first forward of a run may be a checkpointed one: what it saves must be what its recomputation saves."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    kernel = lambda qkv, starts, longest, scale: one_by_one(qkv, starts.tolist(), scale)  # noqa: E731
+    monkeypatch.setitem(varlen.KERNELS, "torch", kernel)
+    saved = []
+
+    def pack(tensor):
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        assert varlen._why_not("torch", torch.device("cpu")) is None
+    assert not saved
