@@ -86,9 +86,11 @@ def race(args: argparse.Namespace, work: Path) -> dict[str, dict[str, float]]:
             ]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                print(f"{name}: failed and is left out: {done.stderr.strip().splitlines()[-1]}", flush=True)
+                print(done.stderr[-4000:], file=sys.stderr)
+                print(f"{name}: failed and is left out", flush=True)
                 continue
             results.append(json.loads(done.stdout.splitlines()[-1]))
+            print(f"{name}: {results[-1]['seconds']:.3f} s/step", file=sys.stderr, flush=True)
     return {
         name: {
             "seconds": statistics.median(r["seconds"] for r in results),

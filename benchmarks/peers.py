@@ -172,4 +172,9 @@ class ModernBert(Peer):
         return [length if kind == "full_attention" else window for kind in config.layer_types]
 
 
-PEERS = (EuroBert, EuroBertAsShipped, EuroBertEager, ModernBert)
+PEERS = {
+    "eurobert": EuroBert,
+    "eurobert-as-shipped": EuroBertAsShipped,
+    "eurobert-eager": EuroBertEager,
+    "modernbert": ModernBert,
+}

@@ -1,7 +1,7 @@
 """The trainer's step: tokens/s, MFU, memory, where the time goes, and A against B.
 
     python -m benchmarks.train_step [--profile neobert-250m] [--phase longer_context] [--set key=value ...]
-        [--ab key=value ...] [--peers] [--kernels N] [--steps 10] [--rounds 5]
+        [--ab key=value ...] [--peers [NAME ...]] [--kernels N] [--steps 10] [--rounds 5]
 
 A is params.yaml with the profile and `--set`; B is A with `--ab` as well. With `--peers`, Hugging Face's EuroBERT
 of A's dimensions (three ways) and ModernBERT-base join, on the same rows (`benchmarks.peers`). All of them take
@@ -17,6 +17,7 @@ import json
 import platform
 import statistics
 import sys
+import time
 from typing import Any
 
 import torch
@@ -25,6 +26,9 @@ from benchmarks import kernel_time
 from benchmarks.subject import Timed, TrainerStep, params_with
 from neobert.errors import PipelineError
 from neobert.training.metrics import peak_flops
+
+PEER_NAMES = ("eurobert", "eurobert-as-shipped", "eurobert-eager", "modernbert")
+"""As `benchmarks.peers` has them, whose imports are heavy."""
 
 
 def device_name() -> str:
@@ -70,7 +74,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--phase", choices=("pretrain", "longer_context"), default="pretrain")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="params of A (and B)")
     parser.add_argument("--ab", nargs="*", default=[], metavar="KEY=VALUE", help="params of B alone")
-    parser.add_argument("--peers", action="store_true", help="also time transformers' EuroBERT and ModernBERT")
+    parser.add_argument("--peers", nargs="*", metavar="NAME", help=f"of {', '.join(PEER_NAMES)} (none named: all)")
     parser.add_argument("--kernels", type=int, metavar="N", help="also list A's N largest GPU kernels")
     parser.add_argument("--vocab-size", type=int, default=32000)
     parser.add_argument("--mean-document", type=float, help="default: 320 up to 1024 tokens a row, else 475")
@@ -78,6 +82,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="blocks of each subject")
     parser.add_argument("--warmup", type=int, default=6, help="steps before any is timed")
     args = parser.parse_args()
+    args.peers = list(PEER_NAMES) if args.peers == [] else args.peers or []
+    if unknown := set(args.peers) - set(PEER_NAMES):
+        parser.error(f"--peers: {', '.join(sorted(unknown))}; there are {', '.join(PEER_NAMES)}")
     if args.kernels and not torch.cuda.is_available():
         parser.error("--kernels lists a GPU's kernels, and there is no GPU")
     return args
@@ -102,7 +109,7 @@ def warm_peers(args: argparse.Namespace, first: TrainerStep, failed: dict[str, s
     from benchmarks.peers import PEERS
 
     peers: list[Timed] = []
-    for make in PEERS:
+    for make in (PEERS[name] for name in args.peers):
         try:
             peers.append(warmed(make(first), args.warmup))
         # Other people's code: an import, a compilation or the memory may fail, and our figures shall not be lost.
@@ -113,7 +120,9 @@ def warm_peers(args: argparse.Namespace, first: TrainerStep, failed: dict[str, s
 
 def warmed(subject: Timed, steps: int) -> Timed:
     """The subject, after some steps."""
+    start = time.monotonic()
     subject.block(steps, record=False)
+    print(f"{subject.name}: warm after {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
     return subject
 
 
@@ -128,14 +137,15 @@ def main() -> None:
             # A second model of transformers changes globals that the first one's graph is guarded by.
             for subject in subjects:
                 warmed(subject, 1)
-        for _ in range(args.rounds):
+        peak = peak_flops(device_name())
+        for number in range(args.rounds):
             for subject in subjects:
                 subject.block(args.steps, record=True)
+            results = {subject.name: figures(subject, peak) for subject in subjects}
+            print(f"after round {number + 1} of {args.rounds}\n{table(results)}", file=sys.stderr, flush=True)
         kernels = kernel_time.kernel_times(mine[0], 4, args.kernels) if args.kernels else None
     except PipelineError as error:
         raise SystemExit(f"error: {error}") from None
-    peak = peak_flops(device_name())
-    results = {subject.name: figures(subject, peak) for subject in subjects}
     first = mine[0]
     tokens = statistics.mean(tokens for tokens, _ in first.work)
     segments = first.segments[args.warmup :]
