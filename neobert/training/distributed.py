@@ -28,9 +28,6 @@ from neobert.model.encoder import Encoder
 
 # Newer torch renames the option; this name works in every version that we support.
 warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
-BUCKET_MB = 128
-"""Gradients of one all-reduce. torch.compile cuts the graph at each bucket, so that sums overlap with the backward; at
-torch's 25 MB a model of 250M parameters would be cut into forty pieces."""
 REFUSED = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_FSDP": "accelerate's FSDP"}
 
 
@@ -73,11 +70,7 @@ class Workers:
         self.accelerator = Accelerator(
             mixed_precision="no",
             cpu=not torch.cuda.is_available(),
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(
-                    bucket_cap_mb=BUCKET_MB, gradient_as_bucket_view=True, broadcast_buffers=False
-                )
-            ],
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)],
         )
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
