@@ -27,7 +27,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.embedding_trainers import SHAPES, check_equal, prepare, run_ours, run_peer
+from benchmarks.embedding_trainers import check_equal, prepare, run_ours, run_peer
+from benchmarks.exported import SHAPES
 
 
 def peer_settings(device: str) -> dict[str, dict[str, Any]]:

@@ -13,19 +13,16 @@ import numpy as np
 import polars as pl
 import torch
 
-SHAPES = {"2x256": (2, 256, 4, 768), "12x768": (12, 768, 12, 3072), "28x768": (28, 768, 12, 3072)}
-
 
 def prepare(args: argparse.Namespace, work: Path) -> dict[str, float]:
     """Model directory, its export, and tokenised pairs; seconds that tokenising took a pair."""
-    from neobert.config.export import ExportConfig
+    from benchmarks.exported import SHAPES, write_export
     from neobert.config.model import ModelConfig
     from neobert.contrastive.pairs import write_pairs
     from neobert.contrastive.tokens import add_tokens, load_tokenizer
-    from neobert.export.export import build_embedder, choose_layout, write_directory
     from neobert.io import sha256_file, write_manifest
     from neobert.model.heads import MaskedLM
-    from neobert.model.storage import EmbeddingInfo, ModelInfo, load_model, save_model
+    from neobert.model.storage import EmbeddingInfo, ModelInfo, save_model
     from neobert.tokenization.tokenizer import open_tokenizer
 
     _, tokenizer = open_tokenizer(args.tokenizer)
@@ -43,11 +40,7 @@ def prepare(args: argparse.Namespace, work: Path) -> dict[str, float]:
     info = ModelInfo(config, rows, max_length=args.max_length, tokenizer_sha256=sha, embedding=EmbeddingInfo(), **ids)
     torch.manual_seed(0)
     save_model(work / "model", MaskedLM(config, rows, tokenizer.pad_token_id).state_dict(), info, args.tokenizer)
-    model, info, extra = load_model(work / "model")
-    (work / "export").mkdir()
-    export = ExportConfig()
-    embedder = build_embedder(model, info, extra)
-    write_directory(work / "export", work / "model", model, embedder, info, export, choose_layout(export, info))
+    write_export(work / "model", work / "export")
     pairs = pl.read_parquet(args.pairs).select("query", "corpus").sample(fraction=1.0, shuffle=True, seed=0)
     pairs = pairs.head(args.max_pairs).with_columns(
         negatives=pl.lit([], dtype=pl.List(pl.String)),

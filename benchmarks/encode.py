@@ -24,16 +24,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from neobert.config.export import ExportConfig
+from benchmarks.exported import SHAPES, write_export
 from neobert.config.model import ModelConfig
 from neobert.evaluation.encode import TextEncoder
-from neobert.export.export import build_embedder, choose_layout, write_directory
 from neobert.model.heads import MaskedLM
-from neobert.model.storage import EmbeddingInfo, ModelInfo, load_embedding_model, load_model, save_model
+from neobert.model.storage import EmbeddingInfo, ModelInfo, load_embedding_model, save_model
 
 BATCH_SIZES = (32, 64, 128, 256, 512, 1024)
 DEFAULT = 32
-SHAPES = {"2x256": (2, 256, 4, 768), "12x768": (12, 768, 12, 3072), "28x768": (28, 768, 12, 3072)}
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -97,12 +95,7 @@ def contestants(
     from sentence_transformers import SentenceTransformer
     from transformers import AutoTokenizer
 
-    # Not `export`, which also checks in a process of its own what `check_equal` checks here.
-    loaded, info, extra = load_model(model)
-    (scratch / "export").mkdir()
-    config = ExportConfig()
-    embedder = build_embedder(loaded, info, extra)
-    write_directory(scratch / "export", model, loaded, embedder, info, config, choose_layout(config, info))
+    write_export(model, scratch / "export")
     theirs = SentenceTransformer(str(scratch / "export"), device=device, model_kwargs={"dtype": dtype})
     embedder, info = load_embedding_model(model)
     tokenizer = AutoTokenizer.from_pretrained(model / "tokenizer")

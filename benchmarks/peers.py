@@ -12,8 +12,10 @@ here, so no mask is needed: with help, none is made. ModernBERT is helped likewi
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -24,8 +26,6 @@ from benchmarks.synthetic import MASK, PAD, SEP
 
 BATCHES = 8
 """Batches kept on the device and reused in turn: peers are spared the cost of loading."""
-MAKE_MASK: dict[Any, Any] = {}
-"""The function by which each module of transformers makes masks, before a peer first replaced it."""
 
 
 def no_mask(**_: Any) -> None:
@@ -61,8 +61,6 @@ class Peer(Timed):
         device = self.ours.train_step.workers.device
         config = self.config()
         model = AutoModelForMaskedLM.from_config(config, attn_implementation="sdpa").to(device).train()
-        self.module: Any = sys.modules[type(model).__module__]
-        self.make_mask = MAKE_MASK.setdefault(self.module, self.module.create_bidirectional_mask)
         self.model = model
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
         self.forward = torch.compile(model) if self.compiled and self.ours.trainer.torch_compile else model
@@ -90,15 +88,21 @@ class Peer(Timed):
         """Keys that a query of each layer looks at."""
         return [length] * config.num_hidden_layers
 
+    def masks(self) -> contextlib.AbstractContextManager[Any]:
+        """What transformers' code is changed by during a step."""
+        if self.own_mask:
+            return contextlib.nullcontext()
+        return mock.patch.object(sys.modules[type(self.model).__module__], "create_bidirectional_mask", no_mask)
+
     def step(self) -> None:
         """Forward with full logits and backward, micro-batch by micro-batch; clipping and update."""
-        self.module.create_bidirectional_mask = self.make_mask if self.own_mask else no_mask
         all_ids, all_labels = self.batches[self.turn % len(self.batches)]
         self.turn += 1
         trainer, size = self.ours.trainer, self.rows_at_once or len(all_ids)
         parts = list(zip(all_ids.split(size), all_labels.split(size), strict=True))
         for ids, labels in parts:
-            with torch.autocast(ids.device.type, torch.bfloat16, enabled=trainer.mixed_precision == "bf16"):
+            autocast = torch.autocast(ids.device.type, torch.bfloat16, enabled=trainer.mixed_precision == "bf16")
+            with self.masks(), autocast:
                 loss = self.forward(input_ids=ids, labels=labels).loss / len(parts)
             loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

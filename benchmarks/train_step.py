@@ -23,12 +23,10 @@ from typing import Any
 import torch
 
 from benchmarks import kernel_time
+from benchmarks.peers import PEERS
 from benchmarks.subject import Timed, TrainerStep, params_with
 from neobert.errors import PipelineError
 from neobert.training.metrics import peak_flops
-
-PEER_NAMES = ("eurobert", "eurobert-as-shipped", "eurobert-eager", "modernbert")
-"""As `benchmarks.peers` has them, whose imports are heavy."""
 
 
 def device_name() -> str:
@@ -74,7 +72,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--phase", choices=("pretrain", "longer_context"), default="pretrain")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="params of A (and B)")
     parser.add_argument("--ab", nargs="*", default=[], metavar="KEY=VALUE", help="params of B alone")
-    parser.add_argument("--peers", nargs="*", metavar="NAME", help=f"of {', '.join(PEER_NAMES)} (none named: all)")
+    parser.add_argument("--peers", nargs="*", metavar="NAME", help=f"of {', '.join(PEERS)} (none named: all)")
     parser.add_argument("--kernels", type=int, metavar="N", help="also list A's N largest GPU kernels")
     parser.add_argument("--vocab-size", type=int, default=32000)
     parser.add_argument("--mean-document", type=float, help="default: 320 up to 1024 tokens a row, else 475")
@@ -82,9 +80,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="blocks of each subject")
     parser.add_argument("--warmup", type=int, default=6, help="steps before any is timed")
     args = parser.parse_args()
-    args.peers = list(PEER_NAMES) if args.peers == [] else args.peers or []
-    if unknown := set(args.peers) - set(PEER_NAMES):
-        parser.error(f"--peers: {', '.join(sorted(unknown))}; there are {', '.join(PEER_NAMES)}")
+    args.peers = list(PEERS) if args.peers == [] else args.peers or []
+    if unknown := set(args.peers) - set(PEERS):
+        parser.error(f"--peers: {', '.join(sorted(unknown))}; there are {', '.join(PEERS)}")
     if args.kernels and not torch.cuda.is_available():
         parser.error("--kernels lists a GPU's kernels, and there is no GPU")
     return args
@@ -106,8 +104,6 @@ def ours(args: argparse.Namespace) -> list[TrainerStep]:
 
 def warm_peers(args: argparse.Namespace, first: TrainerStep, failed: dict[str, str]) -> list[Timed]:
     """The peers that work here, warmed up; why others do not goes to `failed`."""
-    from benchmarks.peers import PEERS
-
     peers: list[Timed] = []
     for make in (PEERS[name] for name in args.peers):
         try:

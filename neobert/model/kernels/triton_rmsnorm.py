@@ -17,18 +17,19 @@ from torch.library import triton_op, wrap_triton
 
 
 class Launch(NamedTuple):
-    """How a kernel is cut: rows that a program takes at once, its warps, and (backward) programs a processor."""
+    """How a kernel is cut: rows that a program takes at once, and its warps."""
 
     rows: int
     warps: int
-    programs: int = 0
 
 
-# The fastest of 65,536 x 768 on an H200.
+# Among the fastest of 65,536 x 768 on an H200 (benchmarks/results/tuning-h200.json).
 FORWARD = Launch(rows=2, warps=4)
-BACKWARD_WIDE = Launch(rows=2, warps=1, programs=8)
+BACKWARD_WIDE = Launch(rows=2, warps=1)
 """For a stream of fp32: 0.21 ms, where 4 rows of 4 warps took 0.29."""
-BACKWARD_NARROW = Launch(rows=2, warps=4, programs=8)
+BACKWARD_NARROW = Launch(rows=2, warps=4)
+PROGRAMS_A_PROCESSOR = 8
+"""Of the backward: enough to fill the device, few enough that their partial rows cost nothing."""
 
 
 @triton.jit
@@ -102,9 +103,10 @@ def _rms_norm_backward_kernel(
     tl.store(partial_ptr + tl.program_id(0) * size + column, grad_weight, mask=inside)
 
 
-def processors(device: torch.device) -> int:
-    """The device's multiprocessors; 1 where it has none."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+def programs(device: torch.device) -> int:
+    """Programs of the backward."""
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    return PROGRAMS_A_PROCESSOR * processors
 
 
 @triton_op("neobert::add_rms_norm", mutates_args=())
@@ -151,8 +153,7 @@ def add_rms_norm_backward(
     grad_x = torch.empty_like(total)
     grad_delta = torch.empty_like(total, dtype=delta_dtype) if delta_dtype is not None else total.new_empty(0)
     launch = BACKWARD_WIDE if total.dtype == torch.float32 else BACKWARD_NARROW
-    # Enough programs to fill the device, few enough that their partial rows cost nothing.
-    count = launch.programs * processors(total.device)
+    count = programs(total.device)
     partial = torch.empty((count, size), dtype=torch.float32, device=total.device)
     wrap_triton(_rms_norm_backward_kernel)[(count,)](
         grad_total.contiguous() if grad_total is not None else grad_normed,
