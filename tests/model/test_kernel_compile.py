@@ -11,7 +11,7 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from neobert.model.kernels import triton_max_logits, triton_rmsnorm, triton_rope, triton_swiglu  # noqa: E402
 
-WHOLE = {"rows", "size", "tokens", "heads", "half", "turned_heads", "source_stride", "target_stride"}
+WHOLE = {"rows", "size", "tokens", "heads", "half", "inner", "turned_heads", "source_stride", "target_stride"}
 FLOATS = {"eps", "scale", "sign"}
 FP32 = {"rstd_ptr", "cos_ptr", "sin_ptr", "weight_ptr", "partial_ptr", "out_ptr"}
 STREAM = {"x_ptr", "total_ptr", "grad_total_ptr", "grad_x_ptr"}
@@ -26,6 +26,8 @@ CASES = {
     ),
     "SwiGLU": (triton_swiglu._swiglu_forward_kernel, {"BLOCK": triton_swiglu.BLOCK}),
     "SwiGLU backward": (triton_swiglu._swiglu_backward_kernel, {"BLOCK": triton_swiglu.BLOCK}),
+    "SwiGLU of halves": (triton_swiglu._swiglu_halves_forward_kernel, {"SIZE": 2048}),
+    "SwiGLU of halves backward": (triton_swiglu._swiglu_halves_backward_kernel, {"SIZE": 2048}),
     "RoPE": (triton_rope._rotate_kernel, {"HEADS": 32, "HALF": 32}),
     "largest logit, 64 channels": (triton_max_logits._max_logits_kernel, {"D": 64, "PADDED_D": 64, "BLOCK": 64}),
     "largest logit, 24 channels": (triton_max_logits._max_logits_kernel, {"D": 24, "PADDED_D": 32, "BLOCK": 64}),
