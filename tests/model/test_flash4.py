@@ -1,6 +1,7 @@
 """How flash-attn 4 is called, against a stand-in that computes plain attention on the CPU."""
 
 import itertools
+import os
 import sys
 import types
 
@@ -108,3 +109,31 @@ def test_a_forward_alone_compiles_no_backward(interface):
     with torch.no_grad():
         flash4.flash4_attention(torch.randn(6, 3, 2, 8), torch.tensor([0, 6], dtype=torch.int32), 8, 0.3, None)
     assert {kind for kind, *_ in interface.calls} == {"forward"}
+
+
+@pytest.fixture
+def unset(monkeypatch):
+    ours = (flash4.CACHE, flash4.CACHE_DIR)
+    monkeypatch.setattr(os, "environ", {name: value for name, value in os.environ.items() if name not in ours})
+
+
+def test_compiled_kernels_are_kept_in_a_folder_of_ones_own(unset, tmp_path):
+    flash4.keep_compiled_kernels(tmp_path / "kernels")
+    assert os.environ[flash4.CACHE] == "1"
+    assert os.environ[flash4.CACHE_DIR] == str(tmp_path / "kernels")
+    assert (tmp_path / "kernels").stat().st_mode & 0o077 == 0
+
+
+def test_a_folder_that_others_may_write_to_is_not_trusted(unset, tmp_path):
+    tmp_path.chmod(0o777)
+    (tmp_path / "link").symlink_to(tmp_path)
+    for folder in (tmp_path, tmp_path / "link", tmp_path / "missing" / "folder"):
+        flash4.keep_compiled_kernels(folder)
+        assert flash4.CACHE not in os.environ
+
+
+def test_the_environment_decides_about_kept_kernels(unset, tmp_path):
+    os.environ[flash4.CACHE] = "0"
+    flash4.keep_compiled_kernels(tmp_path / "kernels")
+    assert os.environ[flash4.CACHE] == "0"
+    assert not (tmp_path / "kernels").exists()
