@@ -85,7 +85,14 @@ def race(args: argparse.Namespace, work: Path) -> dict[str, dict[str, float]]:
                 "--work",
                 str(work),
             ]
-            done = subprocess.run(command, capture_output=True, text=True)
+            # Loader workers are forked from a process that has tokenized, and its threads' locks would be theirs.
+            workers = "workers" in peer_settings(args.device).get(name, {})
+            environment = {**os.environ, "TOKENIZERS_PARALLELISM": str(not workers).lower()}
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=args.timeout)
+            except subprocess.TimeoutExpired:
+                print(f"{name}: took more than {args.timeout} s and is left out", flush=True)
+                continue
             if done.returncode:
                 print(done.stderr[-4000:], file=sys.stderr)
                 print(f"{name}: failed and is left out", flush=True)
@@ -147,6 +154,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--timeout", type=int, default=1800, help="seconds after which a contestant is left out")
     parser.add_argument("--contestants", nargs="+", help="only these (default: all)")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
@@ -159,7 +167,6 @@ def main() -> None:
     if args.one:
         print(json.dumps(run_one(args, args.one, args.work)))
         return
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
         facts: dict[str, Any] = prepare(args, work)
