@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.machine import device_name, machine
 from benchmarks.subject import TrainerStep, params_with
-from benchmarks.train_step import device_name
 from neobert.training.checkpoint import Checkpointer, load_tensors
 
 
@@ -118,7 +118,7 @@ def main() -> None:
     for name, value in figures.items():
         print(f"  {name:20} {value:12.4f}")
     command = "python -m benchmarks.checkpoint " + " ".join(sys.argv[1:])
-    print(json.dumps({"command": command, "device": device_name(), "torch": torch.__version__, **figures}))
+    print(json.dumps({"command": command, **machine(), **figures}))
 
 
 if __name__ == "__main__":

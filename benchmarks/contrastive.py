@@ -29,6 +29,7 @@ import torch
 
 from benchmarks.embedding_trainers import check_equal, prepare, run_ours, run_peer
 from benchmarks.exported import SHAPES
+from benchmarks.machine import machine
 
 
 def peer_settings(device: str) -> dict[str, dict[str, Any]]:
@@ -124,7 +125,7 @@ def report(args: argparse.Namespace, results: dict[str, dict[str, float]], facts
     tokenizing = facts["tokenize_seconds_per_pair"] * args.batch_size
     summary = {
         **facts,
-        "device": args.device,
+        **machine(),
         "shape": args.shape,
         "precision": args.precision,
         "batch_size": args.batch_size,

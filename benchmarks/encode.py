@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from benchmarks.exported import SHAPES, write_export
+from benchmarks.machine import machine
 from neobert.config.model import ModelConfig
 from neobert.evaluation.encode import TextEncoder
 from neobert.model.heads import MaskedLM
@@ -178,7 +179,7 @@ def main() -> None:
         print(f"{len(texts)} texts of {min(lengths)} to {max(lengths)} tokens, mean {np.mean(lengths):.0f}, {device}")
         clock = time.process_time if args.clock == "cpu" else time.perf_counter
         best = measure(ours, theirs, texts, args.repeats, clock)
-    facts = {"device": device, "shape": str(args.model or shape), "dtype": str(dtype), "largest_difference": difference}
+    facts = {**machine(), "shape": str(args.model or shape), "dtype": str(dtype), "largest_difference": difference}
     report(best, len(texts), sum(lengths), facts)
 
 

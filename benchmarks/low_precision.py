@@ -16,16 +16,16 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import platform
 import sys
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.machine import device_name, machine
 from benchmarks.subject import TrainerStep, params_with
 from benchmarks.synthetic import FIRST, SyntheticRows
-from benchmarks.train_step import device_name, figures, warmed
+from benchmarks.train_step import figures, warmed
 from neobert.errors import PipelineError
 from neobert.training.low_precision.recipes import RECIPES, capability, sm
 from neobert.training.metrics import peak_flops
@@ -194,9 +194,7 @@ def main() -> None:
         json.dumps(
             {
                 "command": "python -m benchmarks.low_precision " + " ".join(sys.argv[1:]),
-                "device": device_name(),
-                "torch": torch.__version__,
-                "python": platform.python_version(),
+                **machine(),
                 "emulated": args.emulate,
                 "layers": args.layers,
                 "tokens_per_step": args.rows * args.length,

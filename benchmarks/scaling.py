@@ -20,8 +20,8 @@ import sys
 
 import torch
 
+from benchmarks.machine import device_name, machine
 from benchmarks.subject import TrainerStep, params_with
-from benchmarks.train_step import device_name
 from neobert.config.runtime import DistributedConfig
 from neobert.training.metrics import peak_flops
 
@@ -104,7 +104,7 @@ def main() -> None:
             found["efficiency"] = alone and found["tokens_per_second"] / (alone * ranks)
             print(line(found), flush=True)
     command = "python -m benchmarks.scaling " + " ".join(sys.argv[1:])
-    print(json.dumps({"command": command, "device": device_name(), "torch": torch.__version__, "cases": cases}))
+    print(json.dumps({"command": command, **machine(), "cases": cases}))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import time
@@ -23,15 +22,11 @@ from typing import Any
 import torch
 
 from benchmarks import kernel_time
+from benchmarks.machine import device_name, machine
 from benchmarks.peers import PEERS
 from benchmarks.subject import Timed, TrainerStep, params_with
 from neobert.errors import PipelineError
 from neobert.training.metrics import peak_flops
-
-
-def device_name() -> str:
-    """The accelerator's name, or the CPU's."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
 
 
 def figures(subject: Timed, peak: float | None) -> dict[str, Any]:
@@ -145,9 +140,10 @@ def main() -> None:
     first = mine[0]
     tokens = statistics.mean(tokens for tokens, _ in first.work)
     segments = first.segments[args.warmup :]
+    about = machine()
     print(
-        f"{device_name()}, torch {torch.__version__}: {tokens:.0f} tokens a step in {min(segments)} to {max(segments)} "
-        f"segments"
+        f"{about['device']}, torch {about['torch']}, varlen kernel {about['varlen_kernel']}: "
+        f"{tokens:.0f} tokens a step in {min(segments)} to {max(segments)} segments"
     )
     print(table(results))
     for name, reason in failed.items():
@@ -161,9 +157,7 @@ def main() -> None:
         json.dumps(
             {
                 "command": "python -m benchmarks.train_step " + " ".join(sys.argv[1:]),
-                "device": device_name(),
-                "torch": torch.__version__,
-                "python": platform.python_version(),
+                **about,
                 "tokens_per_step": tokens,
                 "segments": {"min": min(segments), "mean": statistics.mean(segments), "max": max(segments)},
                 "results": results,
