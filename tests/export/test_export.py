@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import Trainer, TrainingArguments
 
 from neobert.config.export import ExportConfig
 from neobert.errors import PipelineError
@@ -14,6 +15,8 @@ from neobert.export.export import build_embedder, choose_layout, export, write_d
 from neobert.export.native import native_state
 from neobert.export.probe import write_probe
 from neobert.export.provenance import lock_facts, locked_upstream, metric_facts
+from neobert.export.remote.configuration_neobert import NeoBERTConfig
+from neobert.export.remote.modeling_neobert import NeoBERTForMaskedLM, NeoBERTForSequenceClassification
 from neobert.export.validate import judge
 from neobert.io import sha256_file, write_json
 from neobert.model.storage import EmbeddingInfo, load_model
@@ -93,6 +96,48 @@ def test_the_neobert_format_loads_and_matches_in_a_fresh_process(make_model_dir,
     assert layout == "neobert"
     assert differences["hidden_onnx"] <= 1e-5
     assert differences["embeddings_query"] <= 1e-5
+
+
+def own_classes_model(model_class, **changes):
+    torch.manual_seed(0)
+    config = NeoBERTConfig(
+        vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, inner_size=32, pad_token_id=0
+    )
+    config.update(changes)
+    return model_class(config)
+
+
+@pytest.mark.parametrize("model_class", [NeoBERTForMaskedLM, NeoBERTForSequenceClassification])
+def test_the_neobert_format_trains_the_same_whatever_the_accumulation(model_class, tmp_path):
+    ids = torch.randint(5, 64, (8, 12), generator=torch.Generator().manual_seed(0))
+    labels = ids if model_class is NeoBERTForMaskedLM else ids[:, 0] % 2
+    rows = [{"input_ids": row, "labels": label} for row, label in zip(ids, labels, strict=True)]
+
+    def first_step(accumulation: int) -> tuple[float, float]:
+        settings = TrainingArguments(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=8 // accumulation,
+            gradient_accumulation_steps=accumulation,
+            max_steps=1,
+            logging_steps=1,
+            report_to=[],
+            use_cpu=True,
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+        trainer = Trainer(own_classes_model(model_class), settings, train_dataset=rows)
+        trainer.train()
+        return trainer.state.log_history[0]["loss"], trainer.state.log_history[0]["grad_norm"]
+
+    assert first_step(4) == pytest.approx(first_step(1), rel=1e-4)
+
+
+def test_the_neobert_format_returns_hidden_states_where_its_config_says_so():
+    ids = torch.tensor([[2, 7, 8, 3]])
+    model = own_classes_model(NeoBERTForMaskedLM, output_hidden_states=True)
+    assert len(model(ids).hidden_states) == 3
+    assert model(ids, output_hidden_states=False).hidden_states is None
+    assert own_classes_model(NeoBERTForMaskedLM)(ids).hidden_states is None
 
 
 def test_a_wrong_export_is_refused(make_model_dir, tmp_path, monkeypatch):

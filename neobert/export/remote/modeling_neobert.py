@@ -160,6 +160,9 @@ class NormalizedBlock(nn.Module):
 class NeoBERTPreTrainedModel(PreTrainedModel):
     config_class = NeoBERTConfig
     base_model_prefix = "encoder"
+    # The losses are means over their own batch and ignore ``num_items_in_batch``. Without this the Trainer takes
+    # ``**kwargs`` for a promise to divide by it, and leaves out its own division by the accumulation steps.
+    accepts_loss_kwargs = False
     _supports_sdpa = True
     _no_split_modules = ["Block", "NormalizedBlock"]  # noqa: RUF012
 
@@ -225,6 +228,8 @@ class NeoBERTModel(NeoBERTPreTrainedModel):
             x = layer(x, angles, keep)
             states.append(x)
         x = x if self.config.ngpt else self.norm(x)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         output = BaseModelOutput(last_hidden_state=x, hidden_states=tuple(states) if output_hidden_states else None)
         return output if return_dict is not False else output.to_tuple()
 
