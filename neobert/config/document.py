@@ -17,7 +17,8 @@ INTRODUCTION = """# Configuration
 generated from the dataclasses in `neobert/config/` by `make docs`; do not edit it by hand.
 
 Unknown keys, wrong types and contradictions anywhere in the file stop every stage before it does any work.
-Set a key for one experiment with `dvc exp run -S section.key=value`.
+Set a key for one experiment with `dvc exp run -S section.key=value`, and one that `params.yaml` leaves out with a plus
+sign before it, `-S +section.key=value`.
 
 | key | type | default | meaning |
 |---|---|---|---|

@@ -20,13 +20,18 @@ def read_params(path: str | Path = PARAMS) -> dict[str, Any]:
     """The whole file as plain Python values.
 
     Raises:
-        PipelineError: the file is missing, does not parse (with its line) or is not a mapping.
+        PipelineError: the file is missing, is not UTF-8 or does not parse (with its line), or is not a mapping.
     """
     try:
-        with open(path, encoding="utf-8") as handle:
-            values = YAML(typ="safe", pure=True).load(handle)
+        data = Path(path).read_bytes()
+        values = YAML(typ="safe", pure=True).load(data.decode("utf-8"))
     except FileNotFoundError as error:
         raise PipelineError(f"{path}: does not exist; run from the project's root, where params.yaml is") from error
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise PipelineError(
+            f"{path}:{line}: is not UTF-8 (byte 0x{data[error.start]:02x}); save the file as UTF-8"
+        ) from error
     except YAMLError as error:
         raise PipelineError(f"{path}: is not valid YAML 1.2: {error}") from error
     if not isinstance(values, dict):

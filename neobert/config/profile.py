@@ -11,7 +11,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from neobert.config.load import PARAMS
+from neobert.config.load import PARAMS, read_params
 from neobert.config.validate import validate
 from neobert.errors import PipelineError
 from neobert.io import atomic_path
@@ -49,6 +49,7 @@ def apply_profile(name: str, directory: str | Path = "profiles", path: str | Pat
     if not source.is_file():
         known = ", ".join(sorted(p.stem for p in Path(directory).glob("*.yaml")))
         raise PipelineError(f"{source}: no such profile; there are {known}")
+    read_params(path)  # refuses a file that is missing, not UTF-8 or not YAML
     yaml = editor()
     params = yaml.load(Path(path).read_text(encoding="utf-8"))
     merge(params, YAML(typ="safe", pure=True).load(source.read_text(encoding="utf-8")))

@@ -123,6 +123,9 @@ def test_an_invalid_profile_leaves_params_untouched(tmp_path):
     assert path.read_bytes() == (ROOT / "params.yaml").read_bytes()
     with pytest.raises(PipelineError, match="there are bad"):
         apply_profile("missing", tmp_path, path)
+    path.write_bytes("seed: 7  # réglages\n".encode("latin-1"))
+    with pytest.raises(PipelineError, match=r"params\.yaml:1: is not UTF-8"):
+        apply_profile("bad", tmp_path, path)
 
 
 def changed(tmp_path: Path, change: dict) -> Path:

@@ -82,6 +82,10 @@ def test_unreadable_files(tmp_path):
     broken.write_text("a: [1,\n")
     with pytest.raises(PipelineError, match="line"):
         read_params(broken)
+    latin = tmp_path / "latin.yaml"
+    latin.write_bytes(b"seed: 7\n" * 5000 + "# réglages\n".encode("latin-1"))
+    with pytest.raises(PipelineError, match=r"latin\.yaml:5001: is not UTF-8 \(byte 0xe9\); save the file as UTF-8"):
+        read_params(latin)
 
 
 def test_fields_carry_their_sentence():
