@@ -140,9 +140,11 @@ def _embedded(sections: dict[str, Any]) -> Iterator[str]:
     if source == "installed_packages":
         return
     paths = {f"contrastive_data.sources.{n}.path": s.path for n, s in sections["contrastive_data"].sources.items()}
+    cleared = sections["contrastive_data"].decontaminate
+    paths |= {f"contrastive_data.decontaminate[{i}]": path for i, path in enumerate(cleared)}
     paths |= {f"evaluation.tasks[{i}].path": task.path for i, task in enumerate(sections["evaluation"].tasks)}
     for key, path in paths.items():
-        if path is not None and path.startswith(EMBEDDED):
+        if path is not None and f"{_normal(path)}/".startswith(EMBEDDED):
             yield f"{key}: {path} is made only with corpus.source installed_packages, not {source}; name your own"
 
 

@@ -2,6 +2,8 @@
 
 import ast
 import dataclasses
+import glob
+import re
 import shutil
 from pathlib import Path
 
@@ -138,6 +140,25 @@ def changed(tmp_path: Path, change: dict) -> Path:
     return path
 
 
+@pytest.mark.parametrize("source", ["files", "hub"])
+def test_your_corpus_page_followed_word_for_word_is_valid(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    for name in ("articles/a.jsonl", "faq.jsonl", "faq_search/corpus.jsonl"):
+        (tmp_path / "data/raw" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data/raw" / name).touch()
+    change: dict = {}
+    for block in re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/your-corpus.md").read_text(), re.DOTALL):
+        values = YAML(typ="safe", pure=True).load(block)
+        if values.get("corpus", {}).get("source", source) == source:
+            merge(change, values)
+    sections = validate(changed(tmp_path, change))
+    assert sections["corpus"].source == source
+    assert {s.path for s in sections["contrastive_data"].sources.values()} == {"data/raw/faq.jsonl"}
+    assert [task.path for task in sections["evaluation"].tasks] == ["data/raw/faq_search"]
+    read = {path for pattern in sections["corpus"].files for path in glob.glob(pattern)}
+    assert read == ({"data/raw/articles/a.jsonl"} if source == "files" else set()), "pairs and tasks are no corpus"
+
+
 GPU = {"mixed_precision": "bf16", "torch_compile": True}
 PHASES = {"trainer": GPU, "longer_context": {"trainer": GPU}}
 LOW_PRECISION = [
@@ -211,6 +232,10 @@ def test_low_precision_as_documented_is_valid(tmp_path, change):
         ),
         ({"model": {"vocab_size": 512}}, r"model\.vocab_size: 512 must be at least tokenizer\.vocab_size"),
         ({"corpus": {"source": "files", "files": ["a.txt"]}}, r"sources\.embedded\.path: .* only with corpus\.source"),
+        (
+            {"corpus": {"source": "files", "files": ["a.txt"]}},
+            r"contrastive_data\.decontaminate\[0\]: data/embedded/tasks is made only with corpus\.source",
+        ),
         ({"contrastive_data": {"decontaminate": []}}, r"evaluation\.tasks\[0\]\.path: .* add it there"),
         (
             {"contrastive": {"loss": "supcon", "symmetric": False}},
