@@ -74,7 +74,9 @@ class TrainStep:
     ) -> None:
         self.module, self.objective, self.optimizer = module, objective, optimizer
         self.workers, self.config, self.timing, self.before_update = workers, config, timing, before_update
-        self.parameters = [p for p in objective.parameters() if p.requires_grad]
+        # Named once, before a forward: after an evaluation FSDP2's root shows whole weights, which have no moments.
+        self.named = dict(objective.named_parameters())
+        self.parameters = [p for p in self.named.values() if p.requires_grad]
         self.spikes = SpikeGuard(workers.device) if config.skip_spikes else None
         self.window = {name: self._zero() for name in (*SUMS, *COUNTERS)}
 
@@ -168,14 +170,18 @@ class TrainStep:
         """Every tensor of the run by its name in a checkpoint, live (loading fills them in place).
 
         Tied parameters appear once. The optimizer's hyperparameters are params, not state.
+
+        Raises:
+            RuntimeError: a trained parameter has no optimizer state; a checkpoint without it could not be resumed.
         """
-        parameters = dict(self.objective.named_parameters())
-        tied = {name for name, _ in self.objective.named_parameters(remove_duplicate=False)} - parameters.keys()
+        tied = {name for name, _ in self.objective.named_parameters(remove_duplicate=False)} - self.named.keys()
         tensors = {f"model.{k}": v for k, v in self.objective.state_dict().items() if k not in tied}
         initialise_state(self.optimizer)
-        for name, parameter in parameters.items():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer.{name}.{key}"] = value
+        for name, parameter in self.named.items():
+            state = self.optimizer.state.get(parameter, {})
+            if parameter.requires_grad and not state:
+                raise RuntimeError(f"{name} is trained and has no optimizer state to save")
+            tensors |= {f"optimizer.{name}.{key}": value for key, value in state.items()}
         tensors |= {f"window.{name}": value for name, value in self.window.items()}
         if self.spikes is not None:
             tensors |= {f"spikes.{name}": value for name, value in self.spikes.state().items()}

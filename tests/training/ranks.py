@@ -5,9 +5,11 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from neobert.config.runtime import DistributedConfig
+from neobert.training.evaluate import evaluator
 from neobert.training.signals import Preempted
 from tests.training import tiny
 from tests.training.poison import Poisonable, Poisoned
@@ -30,9 +32,9 @@ class OneRankSignalled:
         return self.inner.micro_batches(samples_seen, global_batch_size, *others)
 
 
-def train(scratch: Path, strategy: str, **others):
-    runtime = {"num_workers": 0, "distributed": DistributedConfig(strategy=strategy)}
-    result = tiny.run(scratch, {"per_device_train_batch_size": 2}, runtime, **others)
+def train(scratch: Path, strategy: str, trainer: dict | None = None, runtime: dict | None = None, **others):
+    runtime = {"num_workers": 0, "distributed": DistributedConfig(strategy=strategy), **(runtime or {})}
+    result = tiny.run(scratch, {"per_device_train_batch_size": 2, **(trainer or {})}, runtime, **others)
     if RANK == 0:
         torch.save({"history": result.history, "state": result.state_dict}, scratch / "result.pt")
 
@@ -44,11 +46,22 @@ def stop(scratch: Path, strategy: str, **others) -> None:
         (scratch / f"rank-{RANK}.txt").write_text(str(error))
 
 
+def resume_where_evaluated(scratch: Path, strategy: str) -> None:
+    """A run that evaluates and saves after the same steps, and one that goes on from such a checkpoint."""
+    trainer = {"eval_steps": 4}
+    evaluate = evaluator(tiny.source(), {"": np.arange(6)}, 2)
+    train(scratch, strategy, trainer, evaluate=evaluate)
+    runtime = {"resume_from_checkpoint": str(scratch / "checkpoints" / "8")}
+    train(scratch.with_name(f"{scratch.name}-resumed"), strategy, trainer, runtime, evaluate=evaluate)
+
+
 def main(out: Path) -> None:
     for strategy in ("ddp", "fsdp2", "hsdp"):
         train(out / strategy, strategy)
     for strategy in ("ddp", "fsdp2", "hsdp"):
         train(out / f"{strategy}-muonclip", strategy, optimizer=MUONCLIP, model=DEEPER)
+    for strategy in ("fsdp2", "hsdp"):
+        resume_where_evaluated(out / f"{strategy}-evaluated", strategy)
     for strategy in ("ddp", "fsdp2"):
         train(out / f"{strategy}-poisoned", strategy, objective=Poisonable(), source=Poisoned({5}, rank=1))
         stop(out / f"{strategy}-stopped", strategy)

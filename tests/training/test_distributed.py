@@ -77,6 +77,14 @@ def test_a_signal_to_one_rank_stops_all_and_one_process_goes_on(ranks, alone, st
     same_curve(alone.history, resumed.history, 1e-5)
 
 
+@pytest.mark.parametrize("strategy", ["fsdp2", "hsdp"])
+def test_a_checkpoint_made_after_an_evaluation_resumes(ranks, strategy):
+    """An evaluation leaves the root's weights whole, and their moments must be saved all the same."""
+    straight, resumed = (result(ranks / f"{strategy}-evaluated{suffix}") for suffix in ("", "-resumed"))
+    assert straight["history"] == resumed["history"]
+    assert tiny.same_state(straight["state"], resumed["state"])
+
+
 @pytest.fixture(scope="module")
 def muonclip_alone(tmp_path_factory):
     return tiny.run(tmp_path_factory.mktemp("muonclip"), ONE_OF_TWO, optimizer=MUONCLIP, model=DEEPER)
