@@ -33,9 +33,19 @@ def read_tokens(path: str | Path, head: Sequence[int] = ()) -> tuple[np.ndarray,
         reader = pa.ipc.open_stream(source)
         kind = reader.schema.field("input_ids").type.value_type.to_pandas_dtype()
         columns = [batch.column(0) for batch in reader]
-        lengths = [np.diff(view(column.offsets)) for column in columns]
         flat = np.concatenate([np.array(head, kind), *(view(column.flatten()) for column in columns)])
-        return flat, np.concatenate([np.empty(0, np.int64), *lengths]).astype(np.int64)
+        return flat, _lengths(columns)
+
+
+def read_lengths(path: str | Path) -> np.ndarray:
+    """The lengths of a token shard's documents, int64 [D]; the pages of its ids are not touched."""
+    with pa.memory_map(str(path)) as source:
+        return _lengths([batch.column(0) for batch in pa.ipc.open_stream(source)])
+
+
+def _lengths(columns: Sequence[pa.Array]) -> np.ndarray:
+    lengths = [np.diff(view(column.offsets)) for column in columns]
+    return np.concatenate([np.empty(0, np.int64), *lengths]).astype(np.int64)
 
 
 def pack_shard(
@@ -44,15 +54,15 @@ def pack_shard(
     max_length: int,
     special_ids: dict[str, int],
     seed: int,
-    mixture: list[tuple[int, float]],
+    mixture: list[tuple[int, int]],
 ) -> dict[str, Any]:
     """Write the rows of token shard ``shard`` to ``path``, with ids of the shard's own type.
 
     Args:
         max_length: tokens a row (L).
         special_ids: ``pad``, ``cls`` and ``sep``.
-        seed: of the order of rows.
-        mixture: (least tokens of a document, share of tokens); empty takes every document once.
+        seed: of the choice of documents and of the order of rows.
+        mixture: (least tokens, limit of the hash) of each part, see ``mixture.Part``; empty takes every document once.
 
     Returns:
         rows, tokens (CLS and SEP included), documents, pieces, max_segments, lower_bound (of rows), and

@@ -137,6 +137,59 @@ def test_length_mixture_gives_the_shares(tokens, tmp_path):
     assert [rule for _, rule in PackingConfig(64, [LengthShare(0, 0.5)]).problems()]
 
 
+def repeated(*documents: tuple[int, int], seed: int) -> list[list[int]]:
+    """For each (count, tokens) so many random documents of that length."""
+    generator = np.random.default_rng(seed)
+    return [generator.integers(5, 1000, tokens).tolist() for count, tokens in documents for _ in range(count)]
+
+
+@pytest.mark.parametrize("layout", ["one shard", "short and long apart", "one document a shard"])
+def test_a_length_mixture_holds_over_all_shards(tmp_path, caplog, layout):
+    """A shard without long documents, or with one alone, must not change the mixture of the whole."""
+    few = layout == "one document a shard"
+    short, long = (repeated((120, 40), seed=1), repeated((40, 80), seed=2)) if few else ([], [])
+    if not few:
+        short, long = repeated((4000, 10), seed=1), repeated((100, 400), seed=2)
+    groups = {"one shard": [short + long], "short and long apart": [short, long]}.get(
+        layout, [[document] for document in short + long]
+    )
+    tokens = write_tokens(tmp_path / "tokens", {f"train/part-{i:05d}.arrow": g for i, g in enumerate(groups)})
+    config = PackingConfig(64, [LengthShare(0, 0.4), LengthShare(60 if few else 256, 0.6)])
+    caplog.set_level("INFO")
+    hashes = []
+    for workers in (1,) if few else (1, 2):
+        out = tmp_path / f"packed{workers}"
+        totals = pack(tokens, out, config, 1, tmp_path / f"cache{workers}", Engine(workers=workers))["train"]
+        manifest = json.loads((out / "train" / "manifest.json").read_text())
+        hashes.append([entry["sha256"] for entry in manifest["files"].values()])
+    long_part = list(totals["mixture_asked"])[1]
+    assert totals["mixture_asked"] == {"0": 0.4, long_part: 0.6}
+    assert totals["mixture_got"] == {"0": pytest.approx(0.4, abs=0.01), long_part: pytest.approx(0.6, abs=0.01)}
+    assert manifest["mixture_got"] == totals["mixture_got"]
+    assert f"at least {long_part} tokens: asked 60.00%, got {totals['mixture_got'][long_part]:.2%}" in caplog.text
+    assert all(same == hashes[0] for same in hashes)
+    data = PackedDataset(out / "train")
+    in_rows = sum(int(data.row(index)[1].sum()) for index in range(data.rows))
+    assert in_rows == totals["tokens"] > 0, "shards of which nothing was taken are no trouble"
+
+
+def test_a_new_shard_that_changes_the_mixture_repacks_the_finished_ones(tmp_path):
+    """What one shard takes depends on all; results kept in the cache must not belong to the mixture before."""
+    config = PackingConfig(64, [LengthShare(0, 0.4), LengthShare(256, 0.6)])
+    shards = {f"train/part-0000{i}.arrow": repeated((500, 10), (50, 400), seed=i) for i in range(2)}
+    less = write_tokens(tmp_path / "less", shards)
+    more = write_tokens(tmp_path / "more", {**shards, "train/part-00002.arrow": repeated((5000, 10), seed=9)})
+
+    def packed(tokens, cache):
+        pack(tokens, tmp_path / "packed", config, 1, tmp_path / cache, Engine(workers=1))
+        return json.loads((tmp_path / "packed/train/manifest.json").read_text())
+
+    before, after = packed(less, "cache"), packed(more, "cache")
+    assert after == packed(more, "another cache"), "as if nothing had been finished before"
+    name = "shard-00000.arrow"
+    assert after["files"][name]["sha256"] != before["files"][name]["sha256"], "its documents are a smaller share now"
+
+
 def test_an_empty_validation_split_is_an_empty_data_set(tmp_path):
     tokens = write_tokens(tmp_path / "tokens", {"train/part-00000.arrow": random_documents(10, 0)})
     pack(tokens, tmp_path / "packed", CONFIG, 1, tmp_path / "cache", Engine(workers=1))
