@@ -10,12 +10,15 @@ one rank fails the others are ended and the failed one's rank and cause are name
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -24,6 +27,7 @@ from neobert.errors import PipelineError
 
 GRACE_SECONDS = 300
 """How long ranks may take to end after SIGTERM: a micro-batch and a checkpoint. torchrun's own default is 30."""
+PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def launched() -> bool:
@@ -61,13 +65,24 @@ def on_all_devices(module: str, config: DistributedConfig) -> bool:
 
 
 def _external(command: list[str], module: str) -> None:
+    """Run the launcher in a session of its own, where a terminal's signals come from here alone, each once.
+
+    In this process's group it would get Ctrl-C from the terminal and from us, and ranks take a second one as "at once".
+    """
     environment = {key: value for key, value in os.environ.items() if key != "NEOBERT_LAUNCH"}
-    child = subprocess.Popen([*command, "-m", module], env=environment)
+    child = subprocess.Popen(
+        [*command, "-m", module], env=environment, start_new_session=True, preexec_fn=_end_with_parent()
+    )
 
     def forward(number: int, frame: object) -> None:
-        child.send_signal(number)
+        # SIGTERM is for the launcher to hand on; the others reach its whole group, as they do from a terminal.
+        with contextlib.suppress(ProcessLookupError):
+            child.send_signal(number) if number == signal.SIGTERM else os.killpg(child.pid, number)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    forwarded = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+        forwarded.append(signal.SIGHUP)
+    before = {number: signal.signal(number, forward) for number in forwarded}
     try:
         code = child.wait()
     finally:
@@ -75,6 +90,12 @@ def _external(command: list[str], module: str) -> None:
             signal.signal(number, handler)
     if code:
         raise PipelineError(f"NEOBERT_LAUNCH: {shlex.join(command)} -m {module} ended with status {code}; see above")
+
+
+def _end_with_parent() -> Callable[[], None] | None:
+    """What a child runs before its program so that Linux sends it SIGTERM when this process dies, even by SIGKILL."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)  # looked up before the fork, after which little is safe
+    return None if prctl is None else lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _local(module: str, processes: int) -> None:
