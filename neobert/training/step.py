@@ -191,8 +191,8 @@ class TrainStep:
 def initialise_state(optimizer: torch.optim.Optimizer) -> None:
     """Make an optimizer's moments before its first step, as a template to load into.
 
-    A step of zero gradients at rate 0 changes no weight (decay is multiplied by the rate); what it leaves in the
-    moments is zero, and the step count is set back.
+    A step of zero gradients at rate 0 changes no weight (decay is multiplied by the rate). What it leaves is set to
+    zero: the step count, and Adam's moments, which decay goes through.
     """
     if optimizer.state:
         return
@@ -206,5 +206,5 @@ def initialise_state(optimizer: torch.optim.Optimizer) -> None:
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     for state in optimizer.state.values():
-        if "step" in state:  # Adam's; Muon counts none
-            state["step"].zero_()
+        for value in state.values():
+            value.zero_()

@@ -97,6 +97,21 @@ def test_a_step_with_found_inf_leaves_weights_and_state_alone(name):
     assert not tiny.same_state(before[0], objective.state_dict())
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_state_made_before_the_first_step_changes_nothing(name):
+    """Adam's decay is part of its gradient, so that even a gradient of zero moves its moments."""
+    fresh, prepared = tiny.objective(), tiny.objective()
+    config = OptimizerConfig(name=name, lr=0.01, weight_decay=0.1)
+    a, b = build_optimizer(fresh, config), build_optimizer(prepared, config)
+    initialise_state(b)
+    for step in range(2):
+        with_gradients(fresh, step)
+        with_gradients(prepared, step)
+        a.step()
+        b.step()
+    assert tiny.same_state(fresh.state_dict(), prepared.state_dict())
+
+
 def test_muon_with_a_rate_of_its_own_for_adamw():
     objective = with_gradients(tiny.objective())
     optimizer = build_optimizer(objective, OptimizerConfig(name="muon", lr=0.02, adamw_lr=0.005))
