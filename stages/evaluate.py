@@ -24,6 +24,7 @@ def main() -> None:
     config = load(EvaluationConfig, "evaluation")
     scores, rows = evaluate(config, model_paths(), load_seed())
     shutil.rmtree(REPORTS / "evaluate", ignore_errors=True)
+    (REPORTS / "evaluate").mkdir(parents=True)  # an output that DVC expects where no task is declared, too
     write_results(REPORTS / "evaluate", scores)
     write_reports(REPORTS, scores.by_model, rows, config.headline_task)
     logging.getLogger(__name__).info("scores:\n%s", table(scores.by_model, rows))

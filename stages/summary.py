@@ -13,6 +13,8 @@ from neobert.config.evaluation import EvaluationConfig
 from neobert.config.load import load
 from neobert.io import read_json, runs_dir
 
+NOT_MEASURED = "validation loss not measured"
+
 
 def corpus() -> str:
     splits = read_json("data/corpus/manifest.json")["splits"]
@@ -34,6 +36,8 @@ def packed(directory: str) -> str:
 
 def masked_language_model(stage: str) -> str:
     metrics = read_json(f"reports/{stage}/metrics.json")
+    if "eval_loss" not in metrics:  # a small corpus may have no held-out document
+        return NOT_MEASURED
     return f"validation loss {metrics['eval_loss']:.3f}, accuracy {metrics['eval_accuracy']:.1%} of masked tokens"
 
 
@@ -44,6 +48,8 @@ def contrastive_preprocess() -> str:
 
 def contrastive_finetune() -> str:
     metrics = read_json("reports/contrastive/metrics.json")
+    if "eval_loss" not in metrics:  # no pairs held out
+        return NOT_MEASURED
     return f"validation loss {metrics['eval_loss']:.3f}, recall@10 {metrics['eval_recall_at_10']:.1%}"
 
 
@@ -53,7 +59,10 @@ def export() -> str:
 
 
 def evaluate() -> str:
-    scores = read_json("reports/summary.json")["retrieval"]
+    summary = read_json("reports/summary.json")
+    if "retrieval" not in summary:
+        return f"no local retrieval task; tasks scored: {len(summary)}"
+    scores = summary["retrieval"]
     task = load(EvaluationConfig, "evaluation").headline_task
     order = [name for name in ("bm25", "untrained", "pretrained", "finetuned") if name in scores]
     return f"nDCG@10 of {task}: " + ", ".join(f"{name} {scores[name]:.3f}" for name in order)

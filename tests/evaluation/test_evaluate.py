@@ -127,6 +127,14 @@ def test_stage_writes_its_reports_and_leaves_nothing_stale(workspace):
     assert files == {p: p.read_bytes() for p in (workspace / "reports").rglob("*") if p.is_file()}
 
 
+def test_the_stage_without_any_task_leaves_all_its_outputs(workspace):
+    with open("params.yaml", "w") as handle:
+        YAML().dump({"seed": 1, "evaluation": {}, "contrastive": {"pretrained_from": str(PATHS.pretrained)}}, handle)
+    stage.main()
+    names = {path.name for path in (workspace / "reports").iterdir()}
+    assert names == {"evaluate", "mteb.json", "results.md", "results.png", "summary.json"}, "as dvc.yaml lists them"
+
+
 def test_without_any_task_the_export_is_still_checked(workspace):
     scores, rows = evaluate(EvaluationConfig(), PATHS, seed=1)
     write_reports(workspace / "reports", scores.by_model, rows, None)

@@ -1,0 +1,38 @@
+"""The closing table of `make repro` for runs that measured nothing on held-out data."""
+
+import pytest
+
+from neobert.io import write_json
+from stages import summary
+
+MEASURED = {"eval_loss": 2.5, "eval_accuracy": 0.25, "eval_recall_at_10": 0.5}
+
+
+@pytest.fixture(autouse=True)
+def directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text("evaluation: {}\n")
+
+
+@pytest.mark.parametrize(
+    ("stage", "report", "shown"),
+    [
+        ("pretrain", "pretrain", "validation loss 2.500, accuracy 25.0% of masked tokens"),
+        ("longer_context", "longer_context", "validation loss 2.500, accuracy 25.0% of masked tokens"),
+        ("contrastive_finetune", "contrastive", "validation loss 2.500, recall@10 50.0%"),
+    ],
+)
+def test_a_training_without_validation_data_says_so(stage, report, shown):
+    write_json(f"reports/{report}/metrics.json", {"loss": 3.0, **MEASURED})
+    assert summary.KEY_FIGURES[stage]() == shown
+    write_json(f"reports/{report}/metrics.json", {"loss": 3.0})
+    assert summary.KEY_FIGURES[stage]() == "validation loss not measured"
+
+
+@pytest.mark.parametrize(
+    ("scores", "shown"),
+    [({}, "no local retrieval task; tasks scored: 0"), ({"STS": {}}, "no local retrieval task; tasks scored: 1")],
+)
+def test_an_evaluation_without_a_local_retrieval_task_says_so(scores, shown):
+    write_json("reports/summary.json", scores)
+    assert summary.evaluate() == shown
