@@ -90,8 +90,9 @@ class HubDataset:
 
     @property
     def source(self) -> str:
-        """What tells this entry from others in manifests: `name`, `name/config`."""
-        return f"{self.name}/{self.config}" if self.config else self.name
+        """What tells this entry from others in manifests: `name`, `name/config`, `name/config:split` (but train)."""
+        name = f"{self.name}/{self.config}" if self.config else self.name
+        return name if self.split == "train" else f"{name}:{self.split}"
 
 
 @dataclass(frozen=True)
@@ -173,3 +174,6 @@ class CorpusConfig:
             yield "files", "must name at least one glob or URL when corpus.source is files"
         if self.source == "hub" and not self.hub:
             yield "hub", "must list at least one data set when corpus.source is hub"
+        listed = {"files": self.files, "hub": [dataset.source for dataset in self.hub]}.get(self.source, [])
+        if twice := sorted({source for source in listed if listed.count(source) > 1}):
+            yield self.source, f"must not list a source twice, and does {', '.join(twice)}; remove one of the two"

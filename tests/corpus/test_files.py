@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,6 +10,7 @@ import pytest
 
 import neobert.corpus.shards as corpus_shards
 from neobert.config.corpus import CorpusConfig, HubDataset
+from neobert.config.schema import parse
 from neobert.corpus.build import write_corpus
 from neobert.errors import PipelineError
 from neobert.io import read_manifest
@@ -160,6 +162,36 @@ def test_hub_reads_a_local_folder_and_names_columns(tmp_path):
     config = CorpusConfig(source="hub", hub=[HubDataset(name=str(folder))], text_column="body")
     with pytest.raises(PipelineError, match=r"no column 'body'.*it has text"):
         write_corpus(config, tmp_path / "c", tmp_path / "e")
+
+
+def test_splits_of_one_hub_data_set_are_sources_apart(tmp_path):
+    """Else dataset.sampling_probs would weigh one source where two were meant."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for split, texts in {"train": ["one", "two"], "test": ["three"]}.items():
+        pq.write_table(pa.table({"text": texts}), folder / f"{split}.parquet")
+    hub = [{"name": str(folder)}, {"name": str(folder), "split": "test"}]
+    problems = []
+    config = parse(CorpusConfig, {"source": "hub", "hub": hub, "validation_fraction": 0.001}, "corpus", problems)
+    assert problems == []
+    manifest = write_corpus(config, tmp_path / "c", tmp_path / "e")
+    assert manifest["sources"] == [str(folder), f"{folder}:test"]
+    assert [entry["source"] for entry in manifest["files"].values()] == manifest["sources"]
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"source": "hub", "hub": [{"name": "o/ds", "split": "test"}] * 2}, "corpus.hub: .* twice, .* o/ds:test;"),
+        ({"source": "hub", "hub": [{"name": "o/ds"}, {"name": "o", "config": "ds"}]}, "corpus.hub: .* twice, .* o/ds;"),
+        ({"source": "files", "files": ["a.jsonl", "b.jsonl", "a.jsonl"]}, "corpus.files: .* twice, .* a.jsonl;"),
+    ],
+)
+def test_a_source_listed_twice_is_refused(section, message):
+    problems = []
+    parse(CorpusConfig, section, "corpus", problems)
+    assert len(problems) == 1
+    assert re.search(message, problems[0])
 
 
 def test_hub_without_a_network_fails_with_one_line(tmp_path, monkeypatch):
