@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,46 +54,48 @@ def _described(run: Path) -> dict[str, Any]:
     return read_json(run / RUN)["parts"] if (run / RUN).is_file() else {}
 
 
-def _valid(candidates: list[Path]) -> tuple[Path, dict[str, Any]] | None:
-    """The first candidate whose bytes verify."""
+def _verified(candidates: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Those whose every byte verifies, with their host counters; nothing in a checkpoint is read before that."""
     for path in candidates:
         try:
-            return path, read_state(path)
+            counters = read_state(path)
         except PipelineError as error:
             log.warning("DAMAGED CHECKPOINT passed over, going back to the one before it: %s", error)
-    return None
+        else:
+            yield path, counters
 
 
 def _newest_first(run: Path) -> list[Path]:
     return [run / CHECKPOINTS / str(step) for step in reversed(steps_in(run / CHECKPOINTS))]
 
 
-def _extensible(scratch: Path, stage: str, scheduler: SchedulerConfig, max_steps: int) -> Iterator[Path]:
+def _extensible(
+    scratch: Path, stage: str, scheduler: SchedulerConfig, max_steps: int
+) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Checkpoints of runs that differ from this one in max_steps alone, where every rate so far would be the same."""
     mine = _described(scratch)
     for run in siblings(scratch, stage):
         differing = differences(mine, _described(run)) if mine else ["run.json"]
-        for path in _newest_first(run):
+        if len(differing) != 1 or not differing[0].endswith("trainer.max_steps"):
+            log.info(
+                "%s: an interrupted run at step %d of other %s; it is left alone "
+                "(runtime.resume_from_checkpoint: latest, or its path, continues it)",
+                run,
+                steps_in(run / CHECKPOINTS)[-1],
+                ", ".join(differing[:6]),
+            )
+            continue
+        for path, counters in _verified(_newest_first(run)):
             step = int(path.name)
-            if len(differing) == 1 and differing[0].endswith("trainer.max_steps"):
-                old = read_json(path / "state.json")["max_steps"]
-                if step < max_steps and extends(scheduler, step, old, max_steps):
-                    yield path
-                    continue
-                log.info("%s: not continued, scheduler %s depends on max_steps", path, scheduler.name)
-            else:
-                log.info(
-                    "%s: an interrupted run at step %d of other %s; it is left alone "
-                    "(runtime.resume_from_checkpoint: latest, or its path, continues it)",
-                    run,
-                    step,
-                    ", ".join(differing[:6]),
-                )
+            if step < max_steps and extends(scheduler, step, counters["max_steps"], max_steps):
+                yield path, counters
+                continue
+            log.info("%s: not continued, scheduler %s depends on max_steps", path, scheduler.name)
             break
 
 
 def _fits(path: Path, state: dict[str, Tensor]) -> bool:
-    """Whether a checkpoint has this model's and optimizer's tensors; says why not."""
+    """Whether a verified checkpoint has this model's and optimizer's tensors; says why not."""
     try:
         stored = {key: entry for key, entry in SafeReader(path).entries().items() if not key.startswith(WINDOW)}
         compare(path, stored, {key: value for key, value in state.items() if not key.startswith(WINDOW)})
@@ -123,12 +125,14 @@ def choose(
         shutil.rmtree(scratch / CHECKPOINTS, ignore_errors=True)
         return None
     if setting == "auto":
-        return _valid(_newest_first(scratch)) or _valid(list(_extensible(scratch, stage, scheduler, max_steps)))
+        mine = next(_verified(_newest_first(scratch)), None)
+        return mine or next(_extensible(scratch, stage, scheduler, max_steps), None)
     if setting == "latest":
         others = [path for run in siblings(scratch, stage) for path in _newest_first(run)]
         # A run that has already come this far has nothing to go on with; its model would only be handed through.
         others = [path for path in others if int(path.name) < max_steps]
-        chosen = _valid([path for path in [*_newest_first(scratch), *others] if _fits(path, state)])
+        verified = _verified([*_newest_first(scratch), *others])
+        chosen = next((found for found in verified if _fits(found[0], state)), None)
         if chosen is not None and chosen[0].parent.parent != scratch:
             run = chosen[0].parent.parent
             changed = differences(_described(scratch), _described(run))

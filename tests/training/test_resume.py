@@ -107,6 +107,15 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(tmp_path, damage, caplog):
     verify_manifest(newest)  # the damaged one was made anew
 
 
+def test_damaged_metadata_is_not_unpickled_to_see_whether_it_fits(tmp_path, caplog):
+    """Some flipped bits make the unpickler fail in ways of its own, or crash: hashes come first."""
+    undisturbed = tiny.run(tmp_path)
+    (tmp_path / "checkpoints" / "12" / ".metadata").write_bytes(pickle.dumps("not metadata"))
+    resumed = tiny.run(tmp_path, runtime={"resume_from_checkpoint": "latest"})
+    assert "DAMAGED CHECKPOINT passed over" in caplog.text
+    assert tiny.same_state(undisturbed.state_dict, resumed.state_dict)
+
+
 def test_a_damaged_checkpoint_asked_for_by_name_is_an_error(tmp_path):
     tiny.run(tmp_path)
     with open(tmp_path / "checkpoints" / "8" / "__0_0.distcp", "r+b") as handle:
@@ -169,6 +178,18 @@ def test_auto_goes_on_with_more_steps_only_where_the_schedule_allows_it(tmp_path
     described(tmp_path / "tiny-c", trainer={"max_steps": 14})
     tiny.run(tmp_path / "tiny-c", {"max_steps": 14})
     assert "not continued, scheduler cosine depends on max_steps" in caplog.text
+
+
+def test_a_damaged_checkpoint_of_a_shorter_run_is_passed_over(tmp_path, caplog):
+    caplog.set_level("INFO")
+    for name, steps in (("tiny-a", 8), ("tiny-b", 12)):
+        (tmp_path / name).mkdir()
+        described(tmp_path / name, trainer={"max_steps": steps})
+    tiny.run(tmp_path / "tiny-a", {"max_steps": 8}, scheduler={"name": "constant"})
+    (tmp_path / "tiny-a" / "checkpoints" / "8" / "state.json").write_text('{"step": 8, "max')
+    tiny.run(tmp_path / "tiny-b", scheduler={"name": "constant"})
+    assert "DAMAGED CHECKPOINT passed over" in caplog.text
+    assert "resumed from " + str(tmp_path / "tiny-a" / "checkpoints" / "4") in caplog.text
 
 
 def test_latest_crosses_code_edits_and_says_so(tmp_path, caplog):
