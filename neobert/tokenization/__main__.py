@@ -3,9 +3,10 @@
     python -m neobert.tokenization --dataset owner/name --output data/mine --tokenizer data/tokenizer --max-length 1024
 
 writes ``<output>/corpus`` and ``<output>/tokens`` and, with ``--max-length``, ``<output>/packed``: the layout of the
-pipeline's own stages. An interrupted run continues with its finished shards. On many machines: run once with
-``--prepare``, then ``--rank R --world W`` in every task of an array, then once without them, which publishes. (A second
-array between the last two packs too: leave ``--max-length`` out of the first publishing run.)
+pipeline's own stages. An interrupted run continues with its finished shards; another request, or changed local files,
+replaces what is there. On many machines: run once with ``--prepare``, then ``--rank R --world W`` in every task of an
+array, then once without them, which publishes. (A second array between the last two packs too: leave ``--max-length``
+out of the first publishing run.)
 """
 
 import argparse
@@ -22,14 +23,15 @@ from neobert.config.schema import parse
 from neobert.corpus.build import write_corpus
 from neobert.corpus.files import find_files
 from neobert.errors import PipelineError
-from neobert.io import MANIFEST, fingerprint, read_json, write_json
+from neobert.io import MANIFEST, fingerprint, read_json, sha256_file, write_json
 from neobert.jobs import Engine
 from neobert.packing.stage import pack
 from neobert.tokenization.stage import tokenize
-from neobert.tokenization.tokenizer import load_pretrained
+from neobert.tokenization.tokenizer import load_pretrained, open_tokenizer
 
 log = logging.getLogger("neobert.tokenization")
 REQUEST = "request.json"
+WEIGHTS = {".safetensors", ".bin"}  # a model beside its tokenizer
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -69,6 +71,9 @@ def main(argv: list[str]) -> dict[str, Any]:
     args = arguments(argv)
     if not 0 <= args.rank < args.world:
         raise PipelineError(f"--rank {args.rank} must be from 0 to --world - 1 ({args.world - 1})")
+    packing = None
+    if args.max_length is not None:
+        packing = checked(PackingConfig, {"max_length": args.max_length}, "packing")
     corpus, tokenizer = args.output / "corpus", args.output / "tokenizer"
     engine = Engine(args.num_workers, args.scheduler_address, args.rank, args.world)
     prepare(corpus_config(args), args.tokenizer, args.output, write=not engine.partial)
@@ -79,8 +84,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     published = (args.output / "tokens" / MANIFEST).is_file()
     if not (engine.partial and published):
         totals["tokens"] = tokenize(corpus, tokenizer, args.output / "tokens", cache, engine)
-    if args.max_length is not None and (published or not engine.partial):
-        packing = checked(PackingConfig, {"max_length": args.max_length}, "packing")
+    if packing is not None and (published or not engine.partial):
         totals["packed"] = pack(args.output / "tokens", args.output / "packed", packing, args.seed, cache, engine)
     return totals
 
@@ -118,25 +122,49 @@ def is_files(name: str) -> bool:
 def prepare(config: CorpusConfig, tokenizer: str, output: Path, write: bool) -> None:
     """Write corpus and tokenizer, unless an earlier run wrote them for the same request and inputs.
 
+    What an earlier request left in ``output`` stays until this one's files and tokenizer are found good, then goes.
+
     Raises:
-        PipelineError: they are not there, and ``write`` is false.
+        PipelineError: they are not there, and ``write`` is false; a file or tokenizer that cannot be read.
     """
-    inputs: list[Any] = []
-    if config.source == "files":
-        for file in find_files(config.files):
-            info = file.filesystem.info(file.path)
-            inputs.append([file.path, info.get("size"), str(info.get("mtime") or info.get("ETag"))])
     hub = [vars(dataset) for dataset in config.hub]
-    request = {"key": fingerprint([{**vars(config), "hub": hub}, tokenizer, inputs])}
+    request = {"key": fingerprint([{**vars(config), "hub": hub}, tokenizer, inputs(config, tokenizer)])}
     done = output / REQUEST
     if done.is_file() and read_json(done) == request and (output / "corpus" / MANIFEST).is_file():
         return
     if not write:
         raise PipelineError(f"{output}: holds no corpus of this request; run the same command once with --prepare")
-    shutil.rmtree(output / "tokens", ignore_errors=True)
+    loaded = output / ".tokenizer"
+    shutil.rmtree(loaded, ignore_errors=True)
+    load_pretrained(tokenizer, loaded)
+    open_tokenizer(loaded)
+    done.unlink(missing_ok=True)  # first, so that a run cut short below does not pass for the earlier request's
+    for name in ("tokens", "packed", "tokenizer"):
+        shutil.rmtree(output / name, ignore_errors=True)
+    loaded.rename(output / "tokenizer")
     write_corpus(config, output / "corpus")
-    load_pretrained(tokenizer, output / "tokenizer")
     write_json(done, request)
+
+
+def inputs(config: CorpusConfig, tokenizer: str) -> list[list[Any]]:
+    """What local names stand for now: text by path, size and time of change, a tokenizer's files by hash.
+
+    A name on the hub stands for itself.
+
+    Raises:
+        PipelineError: as ``find_files``.
+    """
+    found: list[list[Any]] = []
+    for file in find_files(config.files) if config.source == "files" else ():
+        info = file.filesystem.info(file.path)
+        found.append([file.path, info.get("size"), str(info.get("mtime") or info.get("ETag"))])
+    for folder in (Path(dataset.name).resolve() for dataset in config.hub):
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        found.extend([str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files)
+    if os.path.isdir(tokenizer):
+        parts = sorted(path for path in Path(tokenizer).iterdir() if path.is_file() and path.suffix not in WEIGHTS)
+        found.extend([path.name, sha256_file(path)] for path in parts)
+    return found
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,6 +114,72 @@ def test_standalone_by_ranks_equals_one_run(tokenizer, tmp_path):
     main(whole)
     for part in ("tokens", "packed/train"):
         assert hashes(tmp_path / "out" / part) == hashes(tmp_path / "whole" / part)
+
+
+def request(tmp_path, name, tokenizer, *more):
+    """The command for one file ``name``.jsonl, which it writes where it is not there."""
+    file = tmp_path / f"{name}.jsonl"
+    if not file.is_file():
+        file.write_text("".join(json.dumps({"text": f"{text} {name} {i}"}) + "\n" for i, text in enumerate(TEXTS)))
+    outputs = ["--output", str(tmp_path / "out"), "--tokenizer", str(tokenizer), "--num-workers", "1"]
+    return ["--dataset", str(file), *outputs, *more]
+
+
+def test_standalone_a_refused_request_leaves_the_earlier_result(tokenizer, tmp_path):
+    main(request(tmp_path, "a", tokenizer, "--max-length", "64"))
+    parts = [tmp_path / "out" / name for name in ("corpus", "tokens", "packed/train")]
+    before = {part: (hashes(part), (part / "manifest.json").stat().st_mtime_ns) for part in parts}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PipelineError, match=r"empty' cannot be loaded"):
+        main(request(tmp_path, "b", tmp_path / "empty"))
+    with pytest.raises(PipelineError, match=r"packing\.max_length: 4 must be at least 8"):
+        main(request(tmp_path, "b", tokenizer, "--max-length", "4"))
+    assert before == {part: (hashes(part), (part / "manifest.json").stat().st_mtime_ns) for part in parts}
+
+
+def test_standalone_a_new_request_leaves_nothing_of_the_earlier_one(tokenizer, tmp_path, monkeypatch):
+    main(request(tmp_path, "a", tokenizer, "--max-length", "64"))
+    first = hashes(tmp_path / "out" / "tokens")
+    main(request(tmp_path, "b", tokenizer))
+    assert hashes(tmp_path / "out" / "tokens") != first
+    assert not (tmp_path / "out" / "packed").exists(), "rows of a beside tokens of b"
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("neobert.tokenization.__main__.write_json", killed)  # as it commits a's corpus
+        main(request(tmp_path, "a", tokenizer))
+    main(request(tmp_path, "b", tokenizer))
+    assert [entry["source"] for entry in read_manifest(tmp_path / "out" / "tokens")["files"].values()] == [
+        str(tmp_path / "b.jsonl")
+    ] * len(first)
+
+
+def test_standalone_reads_changed_local_folders_anew(tokenizer, tmp_path):
+    texts, own = tmp_path / "texts", tmp_path / "tokenizer"
+    texts.mkdir()
+    shutil.copytree(tokenizer, own)
+    (own / "model.safetensors").write_bytes(b"weights")
+    arguments = request(tmp_path, "texts/a", own)
+    arguments[1] = str(texts)
+    made = []
+
+    def run():
+        main(arguments)
+        made.append((read_manifest(tmp_path / "out" / "tokens"), (tmp_path / "out" / "request.json").read_text()))
+        return made[-1][0]
+
+    first = run()
+    (own / "model.safetensors").write_bytes(b"other weights")
+    run()
+    assert made[0] == made[1], "weights are no part of a tokenizer"
+    request(tmp_path, "texts/b", own)
+    assert run()["documents"] == 2 * first["documents"]
+    values = json.loads((own / "tokenizer.json").read_text())
+    values["normalizer"] = {"type": "Lowercase"}
+    (own / "tokenizer.json").write_text(json.dumps(values))
+    assert run()["tokenizer"]["sha256"] != first["tokenizer"]["sha256"]
 
 
 def test_standalone_errors_are_one_line(tokenizer, tmp_path):
