@@ -4,12 +4,12 @@ Texts are compared whole, after lower-casing and collapsing white space: that fi
 the evaluation texts are held in memory once; one hash join over the pairs.
 """
 
-import json
 from pathlib import Path
 
 import polars as pl
 
 from neobert.errors import PipelineError
+from neobert.jsonl import parse_line
 
 TEXTS = ("text", "query", "sentence1", "sentence2")
 LISTS = ("positive", "negative")
@@ -51,9 +51,11 @@ def _file_texts(path: Path) -> set[str]:
             if line.isspace():
                 continue
             try:
-                row = json.loads(line)
+                row = parse_line(line)
             except ValueError as error:
-                raise PipelineError(f"{path}:{number}: is not valid JSON ({error})") from error
+                raise PipelineError(
+                    f"{path}:{number}: is not valid JSON ({error}); correct or remove the line"
+                ) from error
             if not isinstance(row, dict):
                 raise PipelineError(f"{path}:{number}: is a JSON {type(row).__name__}, not an object with columns")
             found = [row.get(name) for name in TEXTS]

@@ -5,7 +5,6 @@ number turned into a string on the way. Cost: JSONL about 50 MB a second, Parque
 """
 
 import glob
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from neobert.contrastive.hub import open_table, parts_of, read_part, tables_of
 from neobert.contrastive.hub_sources import Part
 from neobert.errors import PipelineError
 from neobert.io import sha256_file
+from neobert.jsonl import parse_line
 
 
 class Rows(NamedTuple):
@@ -142,10 +142,8 @@ def _read_jsonl(path: Path, wanted: list[str]) -> pl.DataFrame:
             if line.isspace():
                 continue
             try:
-                row = json.loads(line)
-                if b"\\u" in line:  # an escape may be half of a surrogate pair, which is no character
-                    json.dumps(row, ensure_ascii=False).encode()
-            except ValueError as error:  # also invalid UTF-8
+                row = parse_line(line)
+            except ValueError as error:
                 raise PipelineError(
                     f"{path}:{number}: is not valid JSON ({error}); correct or remove the line"
                 ) from error

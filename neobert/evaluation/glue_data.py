@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from neobert.config.glue import METRICS
 from neobert.errors import PipelineError
-from neobert.evaluation.jsonl import read_jsonl
+from neobert.jsonl import read_jsonl
 from neobert.network import probe_hub
 
 HUB = "nyu-mll/glue"

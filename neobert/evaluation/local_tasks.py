@@ -30,8 +30,8 @@ from mteb.abstasks.task_metadata import TaskMetadata
 
 from neobert.config.evaluation import LocalTask
 from neobert.errors import PipelineError
-from neobert.evaluation.jsonl import read_jsonl
 from neobert.io import fingerprint, sha256_file
+from neobert.jsonl import read_jsonl
 
 QRELS_HEADER = ["query-id", "corpus-id", "score"]
 MTEB_TYPES = {
@@ -47,8 +47,7 @@ MTEB_TYPES = {
 def _retrieval_data(path: Path) -> dict[str, Any]:
     corpus = read_jsonl(path / "corpus.jsonl", {"_id": str, "text": str}, optional={"title": ""})
     queries = read_jsonl(path / "queries.jsonl", {"_id": str, "text": str})
-    documents = {row["_id"] for row in corpus}
-    known = {row["_id"] for row in queries}
+    documents, known = _ids(path / "corpus.jsonl", corpus), _ids(path / "queries.jsonl", queries)
     relevant: dict[str, dict[str, int]] = {}
     for number, (query, document, score) in _qrels(path / "qrels" / "test.tsv"):
         where = f"{path / 'qrels' / 'test.tsv'}:{number}"
@@ -64,6 +63,17 @@ def _retrieval_data(path: Path) -> dict[str, Any]:
         "relevant_docs": relevant,
         "top_ranked": None,
     }
+
+
+def _ids(path: Path, rows: list[dict[str, Any]]) -> set[str]:
+    """The rows' ``_id``; of two rows with one, each model keeps another, and scores would not compare."""
+    first: dict[str, int] = {}
+    for number, row in enumerate(rows, start=1):
+        if (other := first.setdefault(row["_id"], number)) != number:
+            raise PipelineError(
+                f"{path}: _id {row['_id']!r} is that of rows {other} and {number}; give each row its own, or remove one"
+            )
+    return set(first)
 
 
 def _documents(rows: list[dict[str, Any]]) -> Dataset:

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 
 from neobert.config.pseudo_perplexity import PseudoPerplexityConfig
 from neobert.errors import PipelineError
-from neobert.evaluation.jsonl import read_jsonl
+from neobert.jsonl import read_jsonl
 from neobert.model.batch import flatten
 from neobert.model.heads import MaskedLM
 from neobert.model.pretrained import open_pretrained, own_tokenizer

@@ -194,6 +194,10 @@ def test_texts_of_every_kind_of_task_are_dropped(tmp_path, tokenizer_dir):
     jsonl(tasks / "odd.jsonl", ["[1]"])
     with pytest.raises(PipelineError, match=r"odd\.jsonl:1: is a JSON list"):
         run(tmp_path, tokenizer_dir, cfg)
+    for half in (b"\\ud83d", b"\xed\xa0\xbd"):  # half of a surrogate pair, escaped and in bytes
+        (tasks / "odd.jsonl").write_bytes(b'{"text": "%b"}\n' % half)
+        with pytest.raises(PipelineError, match=r"odd\.jsonl:1: is not valid JSON"):
+            run(tmp_path, tokenizer_dir, cfg)
 
 
 def test_split_is_by_query_and_bytes_repeat(tmp_path, tokenizer_dir):

@@ -178,6 +178,11 @@ def test_prompts_follow_mtebs_preference(tmp_path):
         ("test.jsonl", '{"text": "a"}\n', r"test.jsonl:1: has no 'label'; its columns are text"),
         ("test.jsonl", '{"text": null, "label": "x"}\n', r"test.jsonl:1: text is None"),
         ("test.jsonl", "[1]\n", r"test.jsonl:1: is a list"),
+        (
+            "test.jsonl",
+            '\n{"text": "half \\ud83d", "label": "x"}\n',
+            r"test.jsonl:2: is not JSON .*surrogates not allow",
+        ),
         ("test.jsonl", "\n", r"test.jsonl: is empty"),
         ("test.jsonl", '{"text": "a", "label": "x"}\n', r"has one label \(x\)"),
     ],
@@ -203,4 +208,13 @@ def test_missing_files_and_bad_qrels_are_named(tmp_path):
         local_task(LocalTask("task", "retrieval", str(tmp_path)))
     (tmp_path / "queries.jsonl").write_bytes(b'{"_id": "q0", "text": "\xff"}\n')
     with pytest.raises(PipelineError, match=r"queries.jsonl: is not valid UTF-8"):
+        local_task(LocalTask("task", "retrieval", str(tmp_path)))
+
+
+@pytest.mark.parametrize("file", ["corpus.jsonl", "queries.jsonl"])
+def test_an_id_of_two_rows_is_refused(tmp_path, file):
+    retrieval(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / file).read_text().splitlines()]
+    write_jsonl(tmp_path / file, [*rows, rows[1] | {"text": "another"}])
+    with pytest.raises(PipelineError, match=rf"{file}: _id '{rows[1]['_id']}' is that of rows 2 and {len(rows) + 1};"):
         local_task(LocalTask("task", "retrieval", str(tmp_path)))

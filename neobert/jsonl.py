@@ -42,9 +42,22 @@ def _decoded(handle: Iterator[str], path: Path) -> Iterator[str]:
         ) from error
 
 
+def parse_line(line: str | bytes) -> Any:
+    """The JSON value of a line.
+
+    Raises:
+        ValueError: it is not UTF-8 or not JSON, or an escape is half of a surrogate pair, which is no character.
+    """
+    text = line if isinstance(line, str) else line.decode("utf-8-sig")
+    value = json.loads(text)
+    if "\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
 def _row(line: str, where: str, columns: Columns, optional: dict[str, str]) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = parse_line(line)
     except ValueError as error:
         raise PipelineError(f"{where}: is not JSON ({error}); one object a line is needed") from error
     if not isinstance(row, dict):
