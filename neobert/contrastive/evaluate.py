@@ -44,7 +44,10 @@ def make_evaluate(pairs: Pairs, limit: int, *, pad_token_id: int, max_negatives:
 
 
 class KeepBest:
-    """Evaluates, and keeps the objective's state where ``metric`` was best so far.
+    """Evaluates, and keeps the objective's state where ``metric`` was best so far; the first of equal ones.
+
+    The untrained start gives way to an equal state that was trained: figures that cannot tell them apart are no reason
+    to throw a training away.
 
     Evaluation is a function of the weights, so a resumed run meets the same figures again: a state that was kept after
     the checkpoint it resumed from is simply kept once more.
@@ -58,14 +61,17 @@ class KeepBest:
     def __init__(self, evaluate: Evaluate, metric: str, directory: Path) -> None:
         self.evaluate, self.metric, self.directory = evaluate, metric, directory
 
-    def _best(self) -> float:
+    def _better(self, score: float, step: int) -> bool:
         path = self.directory / "best.json"
-        return read_json(path)["score"] if path.is_file() else float("-inf")
+        if not path.is_file():
+            return score > float("-inf")
+        kept = read_json(path)
+        return score > kept["score"] or (score == kept["score"] and step > kept["step"] == 0)
 
     def __call__(self, objective: nn.Module, step: int) -> dict[str, float]:
         figures = self.evaluate(objective, step)
         score = figures[self.metric] * (-1 if self.metric == "loss" else 1)
-        if self._agreed(score > self._best()):
+        if self._agreed(self._better(score, step)):
             # Under DDP the objective is wrapped; FSDP2 shards it in place, and full_state gathers it on all ranks.
             state = full_state(getattr(objective, "module", objective))
             if not dist.is_initialized() or dist.get_rank() == 0:

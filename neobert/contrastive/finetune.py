@@ -168,6 +168,7 @@ def finetune(config: ContrastiveConfig, places: Places, *, runtime: RuntimeConfi
     """
     pairs, validation = Pairs(places.pairs, "train"), Pairs(places.pairs, "validation")
     _check_fit(config, pairs)
+    _check_held_out(config, validation)
     start = start_from(places.pretrained, places.tokenizer, pairs, config, seed)
     loss = make_loss(config, start.info.model.hidden_size)
     evaluate = None
@@ -224,6 +225,17 @@ def _check_fit(config: ContrastiveConfig, pairs: Pairs) -> None:
         raise PipelineError(
             f"contrastive.loss: supcon needs labels, and {', '.join(sorted(unlabelled))} of the pairs have none; name "
             "their column in contrastive_data.sources.<name>.label, or use MultipleNegativesRankingLoss"
+        )
+
+
+def _check_held_out(config: ContrastiveConfig, validation: Pairs) -> None:
+    """A single pair's loss is always 0, and recall@10 among 10 documents always 1, whatever the model."""
+    needed = 11 if config.metric_for_best_model == "recall_at_10" else 2
+    if config.load_best_model_at_end and min(validation.rows, config.eval_pairs) < needed:
+        raise PipelineError(
+            f"contrastive.load_best_model_at_end: {config.metric_for_best_model} tells models apart among at least "
+            f"{needed} held-out pairs ({validation.rows} are held out, contrastive.eval_pairs is "
+            f"{config.eval_pairs}); raise contrastive_data.validation_fraction, or make it false to keep the last model"
         )
 
 

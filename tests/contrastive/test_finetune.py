@@ -10,12 +10,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from neobert.config.contrastive import ContrastiveConfig, ContrastiveTrainerConfig, EmbeddingWarmupConfig
+from neobert.config.contrastive_data import ContrastiveDataConfig, PairSource
 from neobert.config.optimizer import OptimizerConfig
 from neobert.config.runtime import RuntimeConfig
 from neobert.config.scheduler import SchedulerConfig
 from neobert.contrastive import finetune as module
 from neobert.contrastive.evaluate import KeepBest
 from neobert.contrastive.finetune import Places, finetune
+from neobert.contrastive.pairs import Pairs
+from neobert.contrastive.preprocess import preprocess
 from neobert.errors import PipelineError
 from neobert.model.storage import load_embedding_model, load_model
 from neobert.training.trainer import TrainResult
@@ -149,6 +152,55 @@ def test_the_best_evaluation_is_kept(world, tmp_path):
     key = "embedder.encoder.layers.0.mlp_norm.weight"
     assert torch.equal(again.result.state_dict[key], done.result.state_dict[key])
     assert torch.equal(done.result.state_dict[key], load_model(world / "model")[0].state_dict()[key.split(".", 1)[1]])
+
+
+def test_a_tie_is_the_trained_models(tmp_path):
+    figures = iter([0.0, 0.0, 0.0, 0.5])
+    best = KeepBest(lambda objective, step: {"loss": next(figures)}, "loss", tmp_path)
+    model = torch.nn.Linear(1, 1)
+    for step in (0, 4, 8, 12):
+        best(model, step)
+        model.weight.data += 1.0
+    kept = best.result(TrainResult([], {}, {}))
+    assert kept.metrics["best_step"] == 4
+    assert kept.state_dict["weight"].item() == pytest.approx(model.weight.item() - 3.0)
+    best.evaluate = lambda objective, step: {"loss": 0.0}
+    best(model, 0)  # a run that starts anew beside it meets the start's figure again
+    assert best.result(TrainResult([], {}, {})).metrics["best_step"] == 4
+
+
+@pytest.mark.parametrize(
+    ("held_out", "metric", "needed"), [(0, "loss", 2), (1, "loss", 2), (1, "mrr_at_10", 2), (10, "recall_at_10", 11)]
+)
+def test_too_few_held_out_pairs_to_tell_models_apart(world, tmp_path, held_out, metric, needed):
+    elsewhere = dataclasses.replace(places(world, tmp_path / "never"), pairs=hold_out(world, tmp_path, held_out))
+    cfg = config(4, load_best_model_at_end=True, metric_for_best_model=metric)
+    message = (
+        rf"contrastive\.load_best_model_at_end: .*{metric}.*at least {needed} .*\({held_out} .*"
+        r"contrastive_data\.validation_fraction"
+    )
+    with pytest.raises(PipelineError, match=message):
+        finetune(cfg, elsewhere, runtime=RUNTIME, seed=0, world=1)
+    assert not (tmp_path / "never").exists()  # before anything was trained, the warm-up included
+    last = dataclasses.replace(cfg, load_best_model_at_end=False, embedding_warmup=None)
+    assert "best_step" not in finetune(last, elsewhere, runtime=RUNTIME, seed=0, world=1).result.metrics
+
+
+def test_few_evaluated_pairs_do_not_tell_models_apart_either(world, tmp_path):
+    with pytest.raises(PipelineError, match=r"contrastive\.eval_pairs"):
+        run(world, tmp_path, config(4, load_best_model_at_end=True, eval_pairs=1))
+
+
+def hold_out(world: Path, root: Path, count: int) -> Path:
+    """The world's pairs, of which no more than ``count`` are held out."""
+    sources = {"big": PairSource(path=str(world / "big.jsonl"), negative="negative", label="query")}
+    data = ContrastiveDataConfig(
+        sources=sources, decontaminate=[], validation_fraction=0.5 * (count > 0), max_validation_pairs=count,
+        max_query_length=16, max_document_length=16,
+    )  # fmt: skip
+    preprocess(data, world / "tokenizer", root / "pairs", root / "cache")
+    assert Pairs(root / "pairs", "validation").rows == count
+    return root / "pairs"
 
 
 def test_without_a_figure_to_compare_the_last_model_stays(tmp_path):
