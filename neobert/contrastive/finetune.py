@@ -31,7 +31,7 @@ from neobert.model.ngpt import normalize_weights
 from neobert.model.pretrained import open_pretrained
 from neobert.model.storage import EmbeddingInfo, ModelInfo, save_model
 from neobert.training.launch import is_main_process
-from neobert.training.trainer import TrainResult, train
+from neobert.training.trainer import TrainResult, set_determinism, train
 
 log = logging.getLogger(__name__)
 
@@ -166,6 +166,7 @@ def finetune(config: ContrastiveConfig, places: Places, *, runtime: RuntimeConfi
     Raises:
         PipelineError: see ``start_from`` and ``neobert.training.trainer.train``.
     """
+    set_determinism(config.trainer.deterministic)  # here too: a warm-up without it must not start cuBLAS first
     pairs, validation = Pairs(places.pairs, "train"), Pairs(places.pairs, "validation")
     _check_fit(config, pairs)
     _check_held_out(config, validation)

@@ -40,7 +40,7 @@ from neobert.training.objective import PretrainModel
 from neobert.training.prefetch import move
 from neobert.training.reports import write_reports
 from neobert.training.source import BatchSource
-from neobert.training.trainer import Evaluate, train
+from neobert.training.trainer import Evaluate, set_determinism, train
 from neobert.training.unpacked import UnpackedSource
 
 log = logging.getLogger(__name__)
@@ -115,6 +115,7 @@ class Phase:
 
     def _gate(self, model: MaskedLM, source: BatchSource) -> float:
         """Compare packed with unpacked on the first real batch, on the device and in the precision of the run."""
+        set_determinism(self.trainer.deterministic)  # as `train` does: these are the run's first products
         device = local_device()
         first = move(source.micro_batches(0, size := self.trainer.per_device_train_batch_size, size, 0, 1)[0], device)
         batch = FlatBatch(first["input_ids"], first["position_ids"], first["cu_seqlens"], first["max_seqlen"])

@@ -116,7 +116,8 @@ def train(
     """
     workers = Workers(runtime.distributed, trainer.mixed_precision)
     micro_batches = accumulation_steps(trainer, workers.world)
-    _set_determinism(trainer.deterministic, seed)
+    set_determinism(trainer.deterministic)
+    seed_step(seed, -1, 0)
     if workers.device.type == "cpu":
         keep_freed_memory()
     module, updater = assemble(objective, trainer, optimizer, workers, low_precision)
@@ -264,9 +265,8 @@ def _due(done: int, every: int | None) -> bool:
     return every is not None and done % every == 0
 
 
-def _set_determinism(deterministic: bool, seed: int) -> None:
-    """Seed everything, and choose between the fastest kernels and bitwise repeatable ones."""
-    seed_step(seed, -1, 0)
+def set_determinism(deterministic: bool) -> None:
+    """Choose between the fastest kernels and bitwise repeatable ones; before the process's first matrix product."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts; else torch refuses
     torch.use_deterministic_algorithms(deterministic)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -253,3 +254,21 @@ def test_a_batch_that_does_not_divide_over_the_ranks_is_refused(world_size):
         PipelineError, match=rf"contrastive\.trainer\.global_batch_size \(16\).* ranks \({world_size}\)"
     ):
         ContrastiveTrainerConfig(global_batch_size=16).loop(pairs=100, world=world_size)
+
+
+def test_repeatable_kernels_are_chosen_before_a_warm_up_without_them(world, tmp_path, monkeypatch):
+    """cuBLAS reads its setting when it starts: at the first product, which is the warm-up's."""
+
+    class Entered(Exception):
+        pass
+
+    def enter(*args, **options):
+        raise Entered(options["stage"], os.environ.get("CUBLAS_WORKSPACE_CONFIG"))
+
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(module, "train", enter)
+    cfg = config()
+    cfg = dataclasses.replace(cfg, trainer=dataclasses.replace(cfg.trainer, deterministic=True))
+    with pytest.raises(Entered) as error:
+        run(world, tmp_path, cfg)
+    assert error.value.args == ("embedding_warmup", ":4096:8")

@@ -1,6 +1,10 @@
-"""What a phase makes of its data: too little is refused, an empty split passed over, held-out rows masked alike."""
+"""What a phase makes of its data: too little is refused, an empty split passed over, held-out rows masked alike.
+
+Its gate's products are the run's first, so kernels are chosen before them.
+"""
 
 import dataclasses
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +21,7 @@ from neobert.packing.stage import pack
 from neobert.training import phase as phases
 from neobert.training.phase import Phase, check_size
 from tests.packing.conftest import random_documents, write_tokens
+from tests.training import tiny
 
 
 @pytest.fixture
@@ -58,3 +63,18 @@ def test_an_empty_validation_split_is_passed_over(packed):
     fields = {field.name: None for field in dataclasses.fields(Phase)}
     phase = Phase(**{**fields, "stage": "pretrain", "packed": packed, "dataset": DatasetConfig()})
     assert phase._held_out(PackedDataset(packed / "train")) == (None, 0)
+
+
+def test_repeatable_kernels_are_chosen_before_the_gate(monkeypatch):
+    """cuBLAS reads its setting when it starts, and torch refuses its products without it."""
+    seen = []
+
+    def gate(encoder, batch):
+        seen.append((os.environ.get("CUBLAS_WORKSPACE_CONFIG"), torch.are_deterministic_algorithms_enabled()))
+
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(phases, "packing_gate", gate)
+    trainer = TrainerConfig(global_batch_size=8, per_device_train_batch_size=4, deterministic=True)
+    fields = {field.name: None for field in dataclasses.fields(Phase)}
+    Phase(**{**fields, "trainer": trainer})._gate(tiny.objective().model, tiny.source())
+    assert seen == [(":4096:8", True)]
