@@ -85,13 +85,14 @@ def _extensible(
                 ", ".join(differing[:6]),
             )
             continue
-        for path, counters in _verified(_newest_first(run)):
-            step = int(path.name)
-            if step < max_steps and extends(scheduler, step, counters["max_steps"], max_steps):
+        beyond = [path for path in _newest_first(run) if int(path.name) >= max_steps]
+        for path in beyond:
+            log.info("%s: not continued, it is not before trainer.max_steps (%d)", path, max_steps)
+        for path, counters in _verified(path for path in _newest_first(run) if path not in beyond):
+            if extends(scheduler, counters["step"], counters["max_steps"], max_steps):
                 yield path, counters
-                continue
-            log.info("%s: not continued, scheduler %s depends on max_steps", path, scheduler.name)
-            break
+            else:
+                log.info("%s: not continued, scheduler %s depends on max_steps", path, scheduler.name)
 
 
 def _fits(path: Path, state: dict[str, Tensor]) -> bool:

@@ -180,6 +180,27 @@ def test_auto_goes_on_with_more_steps_only_where_the_schedule_allows_it(tmp_path
     assert "not continued, scheduler cosine depends on max_steps" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "steps", "reason"),
+    [
+        ({"name": "wsd", "decay_steps": 2}, 16, "12: not continued, scheduler wsd depends on max_steps"),
+        ({"name": "constant"}, 10, "12: not continued, it is not before trainer.max_steps (10)"),
+    ],
+)
+def test_auto_goes_back_to_the_last_checkpoint_that_fits_other_max_steps(tmp_path, caplog, scheduler, steps, reason):
+    caplog.set_level("INFO")
+    straight = tiny.run(tmp_path / "reference", {"max_steps": steps}, scheduler=scheduler)
+    for name, number in (("tiny-a", 12), ("tiny-b", steps)):
+        (tmp_path / name).mkdir()
+        described(tmp_path / name, trainer={"max_steps": number})
+    tiny.run(tmp_path / "tiny-a", scheduler=scheduler)
+    changed = tiny.run(tmp_path / "tiny-b", {"max_steps": steps}, scheduler=scheduler)
+    assert "resumed from " + str(tmp_path / "tiny-a" / "checkpoints" / "8") in caplog.text
+    assert reason in caplog.text
+    assert tiny.same_state(straight.state_dict, changed.state_dict)
+    assert straight.history == changed.history
+
+
 def test_a_damaged_checkpoint_of_a_shorter_run_is_passed_over(tmp_path, caplog):
     caplog.set_level("INFO")
     for name, steps in (("tiny-a", 8), ("tiny-b", 12)):
