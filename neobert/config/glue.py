@@ -88,7 +88,8 @@ class GlueConfig:
         if isinstance(self.task_name, list) and not self.task_name:
             yield "task_name", "names no task"
         metric = self.trainer.metric_for_best_model
-        for name in self.task_names():
+        tasks = [*self.task_names(), *([self.transfer_from_task] if self.transfer_from_task else [])]
+        for name in dict.fromkeys(tasks):
             if metric is not None and metric not in METRICS[name]:
                 yield "trainer.metric_for_best_model", f"is not a metric of {name} ({', '.join(METRICS[name])})"
         if self.task_names() == [self.transfer_from_task]:

@@ -105,6 +105,7 @@ def fine_tune(start: Encoder, task: GlueTask, data: dict[str, Labelled], config:
     steps = an_epoch * trainer.num_train_epochs
     every = trainer.eval_steps or an_epoch
     best, worse, history = Best(), 0, []
+    metric = trainer.metric_for_best_model or "score"
     with progress(f"glue {task.name}, seed {seed}", total=steps, unit="steps") as bar:
         for step, chosen in enumerate(batches(len(train.ids), size, trainer.num_train_epochs, seed)):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
@@ -120,10 +121,15 @@ def fine_tune(start: Encoder, task: GlueTask, data: dict[str, Labelled], config:
                 )
             found = validate(model, task, data, config)
             history.append({"step": done, "loss": float(loss), **found})
-            worse = 0 if best.offer(found, found[trainer.metric_for_best_model or "score"], done, model) else worse + 1
+            worse = 0 if best.offer(found, found[metric], done, model) else worse + 1
             if trainer.early_stopping and worse >= trainer.early_stopping:
                 log.info("glue %s: no better result in %d validations, stopped at step %d", task.name, worse, done)
                 break
+    if not best.state:
+        raise PipelineError(
+            f"glue {task.name}: {metric} is {found[metric]} at every validation, so that no checkpoint is the best; "
+            "its validation set needs labels that differ, or choose another glue.trainer.metric_for_best_model"
+        )
     model.load_state_dict(best.state)
     log.info("glue %s, seed %d: %s at step %d", task.name, seed, best.metrics, best.step)
     return Run(task.name, seed, best.metrics, best.step, history, model.encoder.cpu())

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -174,14 +175,25 @@ def test_a_training_that_diverges_is_an_error(place):
         )
 
 
+def test_a_metric_that_is_never_defined_is_an_error(place, tmp_path):
+    shutil.copytree(place / "data" / "stsb", tmp_path / "stsb")
+    file = tmp_path / "stsb" / "validation.jsonl"
+    write_jsonl(file, [json.loads(line) | {"label": 2.5} for line in file.read_text().splitlines()])
+    with pytest.raises(PipelineError, match=r"glue stsb: score is nan at every validation, .*labels that differ"):
+        glue.run_glue(config(place, dataset_path=str(tmp_path), task_name="stsb"), seed=1)
+
+
 def test_contradictions_are_refused():
     problems = []
     parse(GlueConfig, {"task_name": "rte", "transfer_from_task": "rte"}, "glue", problems)
     parse(GlueConfig, {"task_name": "rte", "trainer": {"metric_for_best_model": "f1"}}, "glue", problems)
     parse(GlueConfig, {"task_name": ["rte", "foo"]}, "glue", problems)
-    assert len(problems) == 3
+    transfer = {"task_name": "stsb", "transfer_from_task": "mnli", "trainer": {"metric_for_best_model": "pearson"}}
+    parse(GlueConfig, transfer, "glue", problems)
+    assert len(problems) == 4
     assert "is the only task of task_name" in problems[0]
     assert "glue.trainer.metric_for_best_model: 'f1' is not a metric of rte (accuracy)" in problems[1]
+    assert "glue.trainer.metric_for_best_model: 'pearson' is not a metric of mnli (accuracy)" in problems[3]
 
 
 def test_stage_writes_its_reports(place, tmp_path, monkeypatch):
