@@ -1,10 +1,13 @@
 """Apply a profile (a partial params file under profiles/) to params.yaml, keeping its comments and order.
 
 ``python -m neobert.config.profile NAME``, or ``make profile NAME=...``. The result is validated as a whole before it
-replaces the old file; ``git diff params.yaml`` shows what changed.
+replaces the old file; ``git diff params.yaml`` shows what changed. A profile may bring data along, for whoever has the
+default's; data of the user's own stays.
 """
 
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,25 @@ from neobert.io import atomic_path
 
 # Mappings whose keys are the user's own names.
 BY_NAME = {"sources", "batch_sizes"}
+# What a run learns from and is measured on, rather than its size and recipe.
+DATA = (
+    "corpus",
+    "tokenizer",
+    "contrastive_data.sources",
+    "contrastive_data.decontaminate",
+    "evaluation.tasks",
+    "evaluation.headline",
+    "evaluation.benchmarks",
+)
+DEFAULT_SOURCE = "installed_packages"
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data keys, dotted, in which a profile differs from params.yaml; one of the lists is empty."""
+
+    kept: list[str]
+    replaced: list[str]
 
 
 def merge(params: Any, profile: Any) -> None:
@@ -27,6 +49,24 @@ def merge(params: Any, profile: Any) -> None:
             merge(params[key], value)
         else:
             params[key] = value
+
+
+def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything that ``merge`` would write."""
+    for key, value in values.items():
+        if isinstance(value, dict) and key not in BY_NAME:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def without_data(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A copy of a profile that leaves out the keys of ``DATA``."""
+    return {
+        key: without_data(value, f"{prefix}{key}.") if isinstance(value, dict) else value
+        for key, value in values.items()
+        if f"{prefix}{key}" not in DATA
+    }
 
 
 def editor() -> YAML:
@@ -39,35 +79,60 @@ def editor() -> YAML:
     return yaml
 
 
-def apply_profile(name: str, directory: str | Path = "profiles", path: str | Path = PARAMS) -> None:
-    """Write profile ``name`` into ``path``.
+def apply_profile(name: str, directory: str | Path = "profiles", path: str | Path = PARAMS) -> Data:
+    """Write profile ``name`` into ``path``, whose data stays where ``corpus.source`` is not the default.
 
     Raises:
-        PipelineError: no such profile, or the merged file would be invalid; ``path`` is then untouched.
+        PipelineError: no such profile, one for the default data where ``path`` has other, or the merged file would be
+            invalid; ``path`` is then untouched.
     """
     source = Path(directory) / f"{name}.yaml"
     if not source.is_file():
         known = ", ".join(sorted(p.stem for p in Path(directory).glob("*.yaml")))
         raise PipelineError(f"{source}: no such profile; there are {known}")
-    read_params(path)  # refuses a file that is missing, not UTF-8 or not YAML
+    profile = read_params(source)
+    data = _data(profile, read_params(path), str(source))
     yaml = editor()
     params = yaml.load(Path(path).read_text(encoding="utf-8"))
-    merge(params, YAML(typ="safe", pure=True).load(source.read_text(encoding="utf-8")))
+    merge(params, without_data(profile) if data.kept else profile)
     text = StringIO()
     yaml.dump(params, text)
     with atomic_path(path) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8")
         validate(temporary)
+    return data
+
+
+def _data(profile: dict[str, Any], params: dict[str, Any], name: str) -> Data:
+    current, wanted = dict(leaves(params)), dict(leaves(profile))
+    own = current.get("corpus.source", DEFAULT_SOURCE)
+    changes = [
+        key
+        for key, value in wanted.items()
+        if any(f"{key}.".startswith(f"{data}.") for data in DATA) and current.get(key) != value
+    ]
+    if own == DEFAULT_SOURCE:
+        return Data(kept=[], replaced=changes)
+    if wanted.get("corpus.source") == DEFAULT_SOURCE:
+        raise PipelineError(
+            f"{name}: is a size for the default data (corpus.source {DEFAULT_SOURCE}), and corpus.source is {own}; "
+            f"take another profile, or go back to the default first (`git checkout {PARAMS}`, if that is committed)"
+        )
+    return Data(kept=changes, replaced=[])
 
 
 def main() -> None:
     if len(sys.argv) != 2:
         raise SystemExit("usage: python -m neobert.config.profile NAME")
     try:
-        apply_profile(sys.argv[1])
+        data = apply_profile(sys.argv[1])
     except PipelineError as error:
         raise SystemExit(f"error: {error}") from None
     print(f"profiles/{sys.argv[1]}.yaml is now in {PARAMS}; `git diff {PARAMS}` shows what changed")
+    if data.kept:
+        print(f"kept your data, where the profile has other: {', '.join(data.kept)}")
+    if data.replaced:
+        print(f"replaced the default data (undo: `git checkout {PARAMS}`): {', '.join(data.replaced)}")
 
 
 if __name__ == "__main__":
