@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,14 @@ RUN = "run.json"
 CHECKPOINTS = "checkpoints"
 HISTORY = "history.jsonl"
 WINDOW = "window."
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: optimizer steps done, and samples they took (another batch size may have made them)."""
+
+    step: int = 0
+    samples: int = 0
 
 
 def differences(mine: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -159,8 +168,8 @@ def discard_after(directory: Path, step: int) -> None:
 
 def restore(
     step: TrainStep, scratch: Path, stage: str, setting: str | int | bool, scheduler: SchedulerConfig, max_steps: int
-) -> int:
-    """Load the chosen checkpoint into `step` in place; the number of steps already done (0 when there is none).
+) -> Start:
+    """Load the chosen checkpoint into `step` in place, and say where that is; a fresh start when there is none.
 
     Raises:
         PipelineError: as `choose`, or the checkpoint does not fit the model, or lies beyond max_steps.
@@ -171,7 +180,7 @@ def restore(
         discard_after(scratch / CHECKPOINTS, chosen[1]["step"] if chosen else 0)
     chosen = workers.from_main(chosen)
     if chosen is None:
-        return 0
+        return Start()
     path, counters = chosen
     if counters["step"] > max_steps:
         raise PipelineError(f"trainer.max_steps ({max_steps}) is less than {path}'s step ({counters['step']})")
@@ -183,4 +192,4 @@ def restore(
     if workers.is_main and elsewhere.is_file() and elsewhere != scratch / HISTORY:
         shutil.copyfile(elsewhere, scratch / HISTORY)  # rows so far belong to the run that goes on
     log.info("%s: resumed from %s", stage, path)
-    return counters["step"]
+    return Start(counters["step"], counters["samples_seen"])

@@ -130,21 +130,21 @@ def train(
     )
     step = TrainStep(module, objective, updater, workers, trainer, timing, saver.before_update)
     start = resume.restore(step, scratch, stage, runtime.resume_from_checkpoint, scheduler, trainer.max_steps)
-    recorder = Recorder(scratch, stage, workers, runtime, timing, start)
+    recorder = Recorder(scratch, stage, workers, runtime, timing, start.step)
     log.info(
         "%s: steps %d to %d on %s, %d rank(s) x %d micro-batch(es) of %d samples, %s, %s, %s parameters",
-        *(stage, start, trainer.max_steps, workers.describe(), workers.world, micro_batches),
+        *(stage, start.step, trainer.max_steps, workers.describe(), workers.world, micro_batches),
         *(trainer.per_device_train_batch_size, trainer.mixed_precision),
         "compiled" if trainer.torch_compile else "eager",
         f"{sum(p.numel() for p in step.parameters):,}",
     )
     loop = _Loop(
-        source, step, trainer, optimizer.lr, scheduler, runtime, seed, workers, saver, recorder, evaluate, scratch
+        source, step, trainer, optimizer.lr, scheduler, runtime, seed, workers, saver, recorder, evaluate, scratch, start
     )
     with contextlib.closing(recorder), contextlib.closing(saver):
-        if evaluate_first and start == 0:
+        if evaluate_first and start.step == 0:
             loop.check(0)
-        loop.run(start)
+        loop.run()
     return TrainResult(recorder.history.rows if recorder.history else [], recorder.final(), full_state(objective))
 
 
@@ -164,10 +164,11 @@ class _Loop:
     recorder: Recorder
     evaluate: Evaluate | None
     scratch: Path
+    start: resume.Start
 
-    def run(self, start: int) -> None:
-        """Steps `start` to `max_steps`."""
-        steps = range(start, self.trainer.max_steps)
+    def run(self) -> None:
+        """The steps from `start` to `max_steps`."""
+        steps = range(self.start.step, self.trainer.max_steps)
         watch = SkipWatch(self.trainer.max_skipped_steps, self.step.window["skipped_in_row"])
         loader = loader_settings(
             self.runtime.num_workers,
@@ -195,18 +196,22 @@ class _Loop:
                 if watch.too_many(index + 1):
                     self.give_up(index, batches)
 
+    def samples(self, done: int) -> int:
+        """Samples taken by the run's first `done` steps, those before a resume at the batch size that they had."""
+        return self.start.samples + (done - self.start.step) * self.trainer.global_batch_size
+
     def batches(self, index: int) -> list[Batch]:
         """This rank's micro-batches of step `index` (called in the prefetching thread)."""
         size, micro = self.trainer.global_batch_size, self.trainer.per_device_train_batch_size
         with self.step.timing.section("collate"):
-            return self.source.micro_batches(index * size, size, micro, self.workers.rank, self.workers.world)
+            return self.source.micro_batches(self.samples(index), size, micro, self.workers.rank, self.workers.world)
 
     def after(self, done: int, lr: float) -> None:
         """Log, evaluate and save, where due after `done` steps."""
         last = done == self.trainer.max_steps
         if last or done % self.runtime.logging_steps == 0:
             with self.step.timing.section("logging"):
-                samples = done * self.trainer.global_batch_size
+                samples = self.samples(done)
                 row = {"step": done, "samples": samples, "epoch": samples / self.source.samples_per_epoch}
                 self.recorder.logged({**row, "lr": lr, **self.step.read_window()}, self.trainer.max_steps)
         if self.evaluation_due(done):
@@ -231,7 +236,7 @@ class _Loop:
         """Start a checkpoint of the state after `done` steps."""
         info = {
             "step": done,
-            "samples_seen": done * self.trainer.global_batch_size,
+            "samples_seen": self.samples(done),
             "max_steps": self.trainer.max_steps,
             "seed": self.seed,
             "world": self.workers.world,

@@ -29,6 +29,18 @@ class Interrupting:
         return self.inner.micro_batches(samples_seen, global_batch_size, *others)
 
 
+class Noting:
+    """A source that notes which samples it is asked for."""
+
+    def __init__(self):
+        self.inner, self.asked = tiny.source(), []
+        self.samples_per_epoch = self.inner.samples_per_epoch
+
+    def micro_batches(self, samples_seen, global_batch_size, *others):
+        self.asked.append(samples_seen)
+        return self.inner.micro_batches(samples_seen, global_batch_size, *others)
+
+
 def lines(scratch):
     return (scratch / "history.jsonl").read_text()
 
@@ -230,6 +242,22 @@ def test_latest_crosses_code_edits_and_says_so(tmp_path, caplog):
     assert tiny.same_state(undisturbed.state_dict, result.state_dict)
     assert result.history == undisturbed.history
     assert result.metrics == undisturbed.metrics
+
+
+def test_another_batch_size_goes_on_in_the_data_where_the_old_one_stopped(tmp_path):
+    (tmp_path / "tiny-a").mkdir()
+    tiny.run(tmp_path / "tiny-a", {"max_steps": 8})
+    (tmp_path / "tiny-b").mkdir()
+    source = Noting()
+    result = tiny.run(
+        tmp_path / "tiny-b",
+        {"max_steps": 12, "global_batch_size": 4},
+        {"num_workers": 0, "resume_from_checkpoint": "latest"},
+        source=source,
+    )
+    assert source.asked == [64, 68, 72, 76]
+    assert [row["samples"] for row in result.history] == [16, 32, 48, 64, 72, 80]
+    assert read_json(tmp_path / "tiny-b" / "checkpoints" / "12" / "state.json")["samples_seen"] == 80
 
 
 def test_latest_does_not_hand_a_finished_run_through(tmp_path):
