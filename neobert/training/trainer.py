@@ -139,7 +139,8 @@ def train(
         f"{sum(p.numel() for p in step.parameters):,}",
     )
     loop = _Loop(
-        source, step, trainer, optimizer.lr, scheduler, runtime, seed, workers, saver, recorder, evaluate, scratch, start
+        *(source, step, trainer, optimizer.lr, scheduler, runtime, seed),
+        *(workers, saver, recorder, evaluate, scratch, start),
     )
     with contextlib.closing(recorder), contextlib.closing(saver):
         if evaluate_first and start.step == 0:
