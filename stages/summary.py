@@ -17,8 +17,10 @@ NOT_MEASURED = "validation loss not measured"
 
 
 def corpus() -> str:
-    splits = read_json("data/corpus/manifest.json")["splits"]
-    return ", ".join(f"{part['documents']:,} documents for {split}" for split, part in splits.items())
+    manifest = read_json("data/corpus/manifest.json")
+    parts = [f"{part['documents']:,} documents for {split}" for split, part in manifest["splits"].items()]
+    skipped = sum(manifest.get("skipped_rows", {}).values())  # of a user's files or data sets
+    return ", ".join([*parts, f"{skipped:,} bad rows skipped"] if skipped else parts)
 
 
 def tokenizer() -> str:

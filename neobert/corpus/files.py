@@ -5,14 +5,20 @@ Files are read in sorted order, one at a time, as streams: memory stays at a lin
 Cost: about 100 MB of JSONL a second.
 """
 
+import io
 import json
+import lzma
+import shutil
+import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
 from neobert.corpus.rows import Rows
 from neobert.corpus.shards import Text
@@ -21,6 +27,8 @@ from neobert.errors import PipelineError
 JSONL, PARQUET, TEXT = {".jsonl", ".ndjson", ".json"}, {".parquet"}, {".txt", ".text", ".md", ".rst"}
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 READ_BATCH = 1024
+# How a local file that is damaged, cut short or not readable shows itself.
+DAMAGE = (OSError, EOFError, pa.ArrowException, zlib.error, lzma.LZMAError)
 
 
 class InputFile(NamedTuple):
@@ -31,7 +39,19 @@ class InputFile(NamedTuple):
     compression: str | None
 
     def open(self) -> BinaryIO:
-        return fsspec.core.OpenFile(self.filesystem, self.path, "rb", compression=self.compression).open()
+        """The file's bytes, decompressed; those of Parquet can be sought in."""
+        if self.compression != "zstd":
+            return fsspec.core.OpenFile(self.filesystem, self.path, "rb", compression=self.compression).open()
+        # fsspec's zstd needs a further package, Arrow's does not; but it only reads on: Parquet goes to a temporary file.
+        stream = pa.CompressedInputStream(pa.PythonFile(self.filesystem.open(self.path, "rb"), "r"), "zstd")
+        plain = cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, stream)))
+        if self.suffix not in PARQUET:
+            return plain
+        whole = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 (the caller's)
+        with plain:
+            shutil.copyfileobj(plain, whole)
+        whole.seek(0)
+        return whole
 
 
 def find_files(patterns: list[str]) -> list[InputFile]:
@@ -46,8 +66,11 @@ def find_files(patterns: list[str]) -> list[InputFile]:
             filesystem, path = fsspec.core.url_to_fs(pattern)
             wild = any(character in path for character in "*?[")
             paths = sorted(filesystem.glob(path)) if wild else [path] * filesystem.isfile(path)
-        except (OSError, ValueError, ImportError) as error:
-            raise PipelineError(f"corpus.files: {pattern!r} cannot be read: {error}") from error
+        except Exception as error:  # every file system raises kinds of its own; each is about this entry
+            raise PipelineError(
+                f"corpus.files: {pattern!r} cannot be read ({_first_line(error)}); check the path and, for a URL, the "
+                "network and your credentials"
+            ) from error
         if not paths:
             raise PipelineError(f"corpus.files: {pattern!r} matches no file; give an existing path, glob or URL")
         for path in paths:
@@ -66,6 +89,10 @@ def _input_file(pattern: str, filesystem: fsspec.AbstractFileSystem, path: str) 
             f"(each also with {', '.join(COMPRESSIONS)}); rename it or narrow the pattern"
         )
     return InputFile(pattern, filesystem, path, suffix, compression)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def read_files(patterns: list[str], rows: Rows, text_documents: str) -> Iterator[tuple[str, Iterable[Text]]]:
@@ -93,8 +120,13 @@ def _read(file: InputFile, rows: Rows, text_documents: str) -> Iterator[Text]:
             text = rows.text(value, f"{file.path}:{number}")
             if text is not None:
                 yield Text(f"{file.path}:{number}", file.source, text)
-    except (OSError, EOFError, pa.ArrowException) as error:
-        raise PipelineError(f"{file.path}: cannot be read: {error}") from error
+    except PipelineError:
+        raise
+    except Exception as error:
+        # A remote file system raises kinds of its own; with a local file, all but damage is a fault of this code.
+        if isinstance(file.filesystem, LocalFileSystem) and not isinstance(error, DAMAGE):
+            raise
+        raise PipelineError(f"{file.path}: cannot be read: {_first_line(error)}") from error
 
 
 def _lines(handle: BinaryIO, rows: Rows, path: str, limit: int) -> Iterator[tuple[int, bytes]]:
@@ -131,6 +163,9 @@ def _jsonl(file: InputFile, rows: Rows) -> Iterator[tuple[int, Any]]:
                 row = json.loads(decoded)
             except ValueError as error:
                 rows.bad(where, "not JSON", f"is not JSON ({error})")
+                continue
+            except RecursionError:
+                rows.bad(where, "nested too deeply", "holds JSON nested too deeply to be parsed")
                 continue
             if not isinstance(row, dict):
                 rows.bad(where, "not an object", f"is {type(row).__name__}, not a JSON object with {rows.column!r}")
@@ -188,23 +223,25 @@ def _text(file: InputFile, rows: Rows, text_documents: str) -> Iterator[tuple[in
 
 def _paragraphs(lines: Iterator[tuple[int, str]], rows: Rows, path: str) -> Iterator[tuple[int, str]]:
     """Runs of lines that are not blank; one that outgrows the limit is refused without being held in memory."""
-    paragraph: list[str] = []
+    paragraph: list[str] | None = []  # None: this one is refused
     first = size = 0
     for number, line in lines:
-        if line.strip():
-            first = number if not size else first
-            size += len(line)
-            if size <= rows.max_bytes:
-                paragraph.append(line)
-            elif paragraph:
-                rows.too_long(f"{path}:{first}")
-                paragraph = []
-        else:
+        if not line.strip():
             if paragraph:
-                yield first, "".join(paragraph).strip()
+                yield first, "".join(paragraph).rstrip()
             paragraph, size = [], 0
+        elif paragraph is not None:
+            if not paragraph:
+                first, line = number, line.lstrip()
+            # Characters, without the end of the line: at most the bytes, which are counted at the end.
+            if size + len(line.rstrip()) > rows.max_bytes:
+                rows.too_long(f"{path}:{first}")
+                paragraph = None
+            else:
+                paragraph.append(line)
+                size += len(line)
     if paragraph:
-        yield first, "".join(paragraph).strip()
+        yield first, "".join(paragraph).rstrip()
 
 
 def _decode_lines(data: bytes, rows: Rows, path: str) -> str | None:

@@ -97,6 +97,8 @@ def data_facts(places: Places) -> Iterable[tuple[str, str]]:
     if corpus:
         for split, part in corpus["splits"].items():
             yield f"documents, {split}", f"{part['documents']:,} ({part['text_bytes'] / 1e6:,.1f} MB of text)"
+        if corpus.get("skipped_rows"):  # of a user's files or data sets, under corpus.on_bad_rows: skip
+            yield "rows skipped", ", ".join(f"{n:,} {reason}" for reason, n in sorted(corpus["skipped_rows"].items()))
     if tokens:
         yield "vocabulary", f"{tokens['tokenizer']['vocab_size']:,} tokens"
         yield "tokens", f"{tokens['tokens']:,}"

@@ -1,9 +1,13 @@
 """Users' files: every format, and every way in which they can be wrong."""
 
+import bz2
 import gzip
 import json
+import lzma
+import random
 import re
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -41,6 +45,41 @@ def test_formats_globs_and_compression(tmp_path):
     assert read_manifest(tmp_path / "embedded")["files"] == {}
 
 
+def zstd(data: bytes) -> bytes:
+    with pa.BufferOutputStream() as sink:
+        with pa.CompressedOutputStream(sink, "zstd") as stream:
+            stream.write(data)
+        return sink.getvalue().to_pybytes()
+
+
+def test_zstd_is_read_in_every_format(tmp_path):
+    """It is promised, and must not need a package that is not installed."""
+    lines = b"".join(b'{"text": "row %d"}\n' % number for number in range(3000))
+    (tmp_path / "a.jsonl.zst").write_bytes(zstd(lines) + zstd(b'{"text": "of a second frame"}\n'))
+    (tmp_path / "b.txt.zst").write_bytes(zstd(b"one\ntwo\n"))
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"text": ["four", "five"]}), sink)
+    (tmp_path / "c.parquet.zst").write_bytes(zstd(sink.getvalue().to_pybytes()))
+    texts, _ = build(tmp_path, [tmp_path / "a.jsonl.zst"])
+    assert texts == sorted([f"row {number}" for number in range(3000)] + ["of a second frame"])
+    assert build(tmp_path, [tmp_path / "*.txt.zst"], text_documents="line")[0] == ["one", "two"]
+    assert build(tmp_path, [tmp_path / "c.parquet.zst"])[0] == ["five", "four"]
+
+
+@pytest.mark.parametrize("ending", ["gz", "zst", "bz2", "xz"])
+def test_damaged_compressed_files_are_named(tmp_path, ending):
+    lines = b"".join(b'{"text": "%s"}\n' % str(random.Random(n).random()).encode() for n in range(20_000))
+    packed = {"gz": gzip.compress, "zst": zstd, "bz2": bz2.compress, "xz": lzma.compress}[ending](lines)
+    path = tmp_path / f"a.jsonl.{ending}"
+    middle = len(packed) // 2
+    for damaged in (packed[:middle], packed[:middle] + bytes(64) + packed[middle + 64 :], b"no such format at all"):
+        path.write_bytes(damaged)
+        with pytest.raises(
+            PipelineError, match=rf"a\.jsonl\.{ending}: cannot be read: |a\.jsonl\.{ending}:\d+: is not"
+        ):
+            build(tmp_path, [path])
+
+
 def test_files_of_one_document_share_shards_and_a_new_one_costs_one_shard(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus_shards, "TOGETHER", 8)
     for number in range(100):
@@ -76,6 +115,21 @@ def test_text_documents(tmp_path, unit, expected):
     assert build(tmp_path, [tmp_path / "a.txt"], text_documents=unit)[0] == expected
 
 
+def test_paragraphs_may_fill_the_limit_and_none_is_lost_silently(tmp_path):
+    """Ends of lines, and blanks at both ends, are not part of the paragraph."""
+    path = tmp_path / "p.txt"
+    options = {"text_documents": "paragraph", "max_document_bytes": 10}
+    path.write_bytes(b"a" * 10 + b"\n\nbb\n\n cccc\r\nddd \r\n\n")
+    assert build(tmp_path, [path], **options)[0] == ["a" * 10, "bb", "cccc\r\nddd"]
+    for long in (b"a" * 11, b"a" * 10 + b"\nb\nc", "é".encode() * 6):
+        path.write_bytes(b"bb\n\n" + long + b"\n\ncc\n")
+        with pytest.raises(PipelineError, match=r"p\.txt:3: .*max_document_bytes"):
+            build(tmp_path, [path], **options)
+        texts, manifest = build(tmp_path, [path], **options, on_bad_rows="skip")
+        assert texts == ["bb", "cc"]
+        assert manifest["skipped_rows"] == {"too long": 1}
+
+
 BAD = {
     "not JSON": (b'{"text": "fine"}\n{"text": \n', r"a\.jsonl:2: is not JSON"),
     "not UTF-8": (b'{"text": "fine"}\n\n{"text": "\xff"}\n', r"a\.jsonl:3: is not UTF-8"),
@@ -88,6 +142,10 @@ BAD = {
     "not an object": (b'{"text": "fine"}\n[1]\n', r"a\.jsonl:2: is list"),
     "empty": (b'{"text": "fine"}\n{"text": "  "}\n', r"a\.jsonl:2: the document is empty"),
     "too long": (b'{"text": "fine"}\n{"text": "' + b"x" * 101 + b'"}\n', r"a\.jsonl:2: .*max_document_bytes \(100\)"),
+    "nested too deeply": (
+        b'{"text": "fine"}\n{"text": "x", "tree": ' + b"[" * 200_000 + b"]" * 200_000 + b"}\n",
+        r"a\.jsonl:2: holds JSON nested too deeply",
+    ),
     "not Unicode": (b'{"text": "fine"}\n{"text": "\\ud800"}\n', r"a\.jsonl:2: .*surrogate"),
 }
 
@@ -139,6 +197,39 @@ def test_missing_and_unknown_files_are_refused_before_any_is_read(tmp_path):
     (tmp_path / "b.pdf").write_text("x")
     with pytest.raises(PipelineError, match="none of the endings"):
         build(tmp_path, [good, tmp_path / "b.pdf"])
+
+
+class Unreachable(fsspec.AbstractFileSystem):
+    """A remote file system that fails in its client library's own way, which is no OSError (as hf:// does)."""
+
+    protocol = "unreachable"
+    listed = False
+
+    def find(self, path, **options):
+        if not self.listed:
+            raise ConnectionRefused("Connection refused\nby the peer")
+        return {"folder/a.jsonl": {"name": "folder/a.jsonl", "type": "file", "size": 1}}
+
+    def info(self, path, **options):
+        return {"name": path, "type": "file", "size": 1}
+
+    def _open(self, path, *arguments, **options):
+        raise ConnectionRefused("Connection refused\nby the peer")
+
+
+class ConnectionRefused(Exception):
+    pass
+
+
+def test_a_remote_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch):
+    fsspec.register_implementation("unreachable", Unreachable, clobber=True)
+    message = r"corpus\.files: 'unreachable://folder/\*\.jsonl' cannot be read \(Connection refused\); check"
+    with pytest.raises(PipelineError, match=message) as error:
+        build(tmp_path, ["unreachable://folder/*.jsonl"])
+    assert "\n" not in str(error.value)
+    monkeypatch.setattr(Unreachable, "listed", True)
+    with pytest.raises(PipelineError, match=r"folder/a\.jsonl: cannot be read: Connection refused$"):
+        build(tmp_path, ["unreachable://folder/*.jsonl"])
 
 
 def test_nothing_to_train_on(tmp_path):

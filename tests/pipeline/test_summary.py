@@ -1,4 +1,4 @@
-"""The closing table of `make repro` for runs that measured nothing on held-out data."""
+"""The closing table of `make repro`: what it says of data left out, and where nothing was measured."""
 
 import pytest
 
@@ -36,3 +36,12 @@ def test_a_training_without_validation_data_says_so(stage, report, shown):
 def test_an_evaluation_without_a_local_retrieval_task_says_so(scores, shown):
     write_json("reports/summary.json", scores)
     assert summary.evaluate() == shown
+
+
+@pytest.mark.parametrize(
+    ("skipped", "shown"), [({}, "1,000 documents for train"), ({"not JSON": 3, "empty": 1}, ", 4 bad rows skipped")]
+)
+def test_the_corpus_counts_rows_that_were_skipped(skipped, shown):
+    splits = {"train": {"documents": 1000}}
+    write_json("data/corpus/manifest.json", {"splits": splits, "skipped_rows": skipped})
+    assert summary.corpus().endswith(shown)

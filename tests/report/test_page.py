@@ -126,6 +126,18 @@ def test_an_empty_and_a_partial_run_say_what_is_missing(tmp_path):
     assert text.count("Not made yet") == 5
 
 
+def test_skipped_rows_are_among_the_facts_of_the_data(tmp_path):
+    finished_run(tmp_path)
+    places = Places(tmp_path, tmp_path / "runs")
+    assert "rows skipped" not in page(places)
+    path = tmp_path / "data/corpus/manifest.json"
+    write(path, {**json.loads(path.read_text()), "skipped_rows": {"too long": 1, "not JSON": 1234}})
+    text = page(places)
+    check(text)
+    assert "rows skipped" in text
+    assert "1,234 not JSON, 1 too long" in text
+
+
 def test_lengths_are_those_of_the_shards(tmp_path):
     finished_run(tmp_path)
     assert document_lengths(Places(tmp_path)).tolist() == [1, 2, 3, 300, 40, 50, 7, 1000, 5]
