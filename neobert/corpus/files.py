@@ -42,7 +42,7 @@ class InputFile(NamedTuple):
         """The file's bytes, decompressed; those of Parquet can be sought in."""
         if self.compression != "zstd":
             return fsspec.core.OpenFile(self.filesystem, self.path, "rb", compression=self.compression).open()
-        # fsspec's zstd needs a further package, Arrow's does not; but it only reads on: Parquet goes to a temporary file.
+        # fsspec's zstd needs a further package. Arrow's does not, but only reads on: Parquet goes to a temporary file.
         stream = pa.CompressedInputStream(pa.PythonFile(self.filesystem.open(self.path, "rb"), "r"), "zstd")
         plain = cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, stream)))
         if self.suffix not in PARQUET:
