@@ -108,6 +108,14 @@ def deduplicate(pairs: pl.DataFrame) -> pl.DataFrame:
     return pairs.filter(keys.select(pl.struct("query", "corpus").is_first_distinct()).to_series())
 
 
+def merge(pairs: pl.DataFrame) -> pl.DataFrame:
+    """One pair for each query and positive (normalised): the first, with the negatives of all of them."""
+    keys = (normalised(pl.col("query")).alias("_query"), normalised(pl.col("corpus")).alias("_corpus"))
+    negatives = pl.col("negatives").list.explode().drop_nulls().unique(maintain_order=True)
+    merged = pairs.group_by(*keys, maintain_order=True).agg(pl.exclude("negatives").first(), negatives)
+    return merged.select(pairs.columns)
+
+
 def prepare_source(
     name: str, source: PairSource, config: ContrastiveDataConfig, tokenizer_dir: Path, cache: Path
 ) -> Prepared:
@@ -126,7 +134,7 @@ def prepare_source(
             read_json(directory / "counts.json"),
         )
     prepared = read_source(name, source, config)
-    unique = deduplicate(prepared.pairs)
+    unique = merge(prepared.pairs)
     prepared.counts["duplicates"] = prepared.pairs.height - unique.height
     prepared.pairs = add_tokens(
         unique.with_columns(source=pl.lit(name)),

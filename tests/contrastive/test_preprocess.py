@@ -136,6 +136,19 @@ def test_shapes_scores_and_duplicates(tmp_path, tokenizer_dir):
     verify_manifest(out)
 
 
+def test_the_triplets_of_one_pair_become_one_pair_with_their_negatives(tmp_path, tokenizer_dir):
+    pair, other = rows(2)
+    triplets = [pair | {"negative": "w50"}, other | {"negative": "w51"}, pair | {"negative": "w52"}]
+    triplets += [pair | {"query": pair["query"].upper(), "negative": text} for text in ("w50", "w53")]
+    path = jsonl(tmp_path / "p.jsonl", triplets)
+    out, report = run(tmp_path, tokenizer_dir, config(mine=PairSource(path=str(path), negative="negative")))
+    kept = pl.read_parquet(out / "train" / "part-00000.parquet")
+    assert kept["query"].to_list() == [pair["query"], other["query"]]
+    assert kept["negatives"].to_list() == [["w50", "w52", "w53"], ["w51"]]
+    assert report["sources"]["mine"]["duplicates"] == 3
+    assert Pairs(out, "train").negative_counts().tolist() == [3, 1]
+
+
 def test_labels_become_classes(tmp_path, tokenizer_dir):
     words = [r | {"topic": i % 2} for i, r in enumerate(rows(4))]
     bad = [r | {"topic": topic} for r, topic in zip(rows(2, 50), (None, 3), strict=True)]
