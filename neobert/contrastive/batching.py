@@ -56,7 +56,7 @@ class Schedule:
             counts = np.array([len(self._rows(group, turn=0)) if count else 0 for group, count in enumerate(counts)])
         self.present = np.flatnonzero(counts)
         self.sizes = np.array(
-            [min(batch_sizes.get(pairs.names[g].split("/")[0], batch_size), counts[g]) for g in range(len(counts))]
+            [min(batch_sizes.get(pairs.sources[g], batch_size), counts[g]) for g in range(len(counts))]
         )
         weights = counts[self.present].astype(np.float64) ** alpha
         self.cumulative = np.cumsum(weights / weights.sum())

@@ -215,7 +215,7 @@ def finetune(config: ContrastiveConfig, places: Places, *, runtime: RuntimeConfi
 
 
 def _check_fit(config: ContrastiveConfig, pairs: Pairs) -> None:
-    known = {name.split("/")[0] for name in pairs.names}
+    known = set(pairs.sources)
     for name in config.batch_sizes:
         if name not in known:
             raise PipelineError(

@@ -97,7 +97,8 @@ class Pairs:
         rows: number of pairs.
         groups: [rows] int32, the group of each pair.
         classes: [rows] int64, equal where two pairs are positives of each other (same label, else same query).
-        names: ``source/kind`` of each group.
+        sources: source of each group.
+        names: ``source/kind`` of each group, for people: a source's name may hold a slash.
         manifest: the manifest of the whole directory (tokenizer, prompts, lengths).
 
     Raises:
@@ -113,6 +114,7 @@ class Pairs:
         self.parts = [_Part(path) for path in paths]
         self.groups = np.concatenate([part.groups for part in self.parts])
         self.classes = np.concatenate([part.classes for part in self.parts])
+        self.sources = [source for source, _ in self.manifest["groups"]]
         self.names = ["/".join(filter(None, group)) for group in self.manifest["groups"]]
         self.rows = len(self.groups)
 

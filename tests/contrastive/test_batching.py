@@ -42,6 +42,17 @@ def test_batches_have_one_group_and_sizes(world):
     assert np.bincount(groups) / 200 == pytest.approx(counts / counts.sum(), abs=0.02)
 
 
+def test_a_source_with_a_slash_has_its_own_size(tmp_path, tokenizer_dir):
+    rows = [{"query": f"w{i} w1", "corpus": f"w{i} w2", "kind": "a"} for i in range(20)]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = PairSource(path=str(tmp_path / "p.jsonl"), kind="kind")
+    config = ContrastiveDataConfig(sources={"qa/en": source}, decontaminate=[], validation_fraction=0.0)
+    preprocess(config, tokenizer_dir, tmp_path / "pairs", tmp_path / "cache")
+    pairs = Pairs(tmp_path / "pairs", "train")
+    assert (pairs.sources, pairs.names) == (["qa/en"], ["qa/en/a"])
+    assert len(Schedule(pairs, 16, {"qa/en": 4}, 1.0, seed=0).batch(0)[1]) == 4
+
+
 def test_a_pass_takes_each_row_once(world):
     pairs = Pairs(world / "pairs", "train")
     schedule = Schedule(pairs, 16, {}, 1.0, seed=0)
