@@ -132,7 +132,7 @@ def main() -> None:
     if data.kept:
         print(f"kept your data, where the profile has other: {', '.join(data.kept)}")
     if data.replaced:
-        print(f"replaced the default data (undo: `git checkout {PARAMS}`): {', '.join(data.replaced)}")
+        print(f"replaced these data keys, as corpus.source was the default: {', '.join(data.replaced)}")
 
 
 if __name__ == "__main__":

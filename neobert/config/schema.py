@@ -7,6 +7,7 @@ between fields. Nothing is coerced but an integer into a float. Cost: microsecon
 """
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterator
@@ -145,6 +146,9 @@ def _convert(hint: Any, value: Any, key: str, problems: list[str], bounds: Bound
         return None
     if hint is float:
         value = float(value)
+        if not math.isfinite(value):
+            problems.append(f"{key}: {value!r} must be finite")
+            return None
     rule = bounds.rule(value) if bounds is not None and isinstance(value, int | float) else None
     if rule:
         problems.append(f"{key}: {value!r} {rule}")

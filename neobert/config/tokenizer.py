@@ -27,5 +27,7 @@ class TokenizerConfig:
     ] = 20_000_000
 
     def problems(self) -> Iterator[tuple[str, str]]:
+        if self.name_or_path is not None and not self.name_or_path.strip():
+            yield "name_or_path", "must be a folder or a hub name, or null to train a tokenizer"
         if self.algorithm == "bpe" and self.strip_accents:
             yield "strip_accents", "is of WordPiece's normalizer; byte-level BPE keeps text reversible"

@@ -4,7 +4,9 @@ It can only refuse, never change a result, so the stages' dependencies in dvc.ya
 milliseconds.
 """
 
+import glob
 import importlib
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -79,6 +81,8 @@ def contradictions(sections: dict[str, Any]) -> list[str]:
         *_starts(sections),
         *_vocabulary(sections),
         *_embedded(sections),
+        *_files(sections),
+        *_batch_sizes(sections),
         *_decontaminated(sections),
         *_sampling(sections),
         *_labels(sections),
@@ -108,7 +112,7 @@ def _starts(sections: dict[str, Any]) -> Iterator[str]:
     made = {"longer_context": (PRETRAINED,), "contrastive": (PRETRAINED, LONG_CONTEXT)}
     for section, own in made.items():
         source = _normal(sections[section].pretrained_from)
-        if source not in own and not Path(source).is_dir() and not Path(f"{source}.dvc").is_file():
+        if source not in own and not _is_directory(source):
             yield missing_directory(f"{section}.pretrained_from", source)
 
 
@@ -144,8 +148,54 @@ def _embedded(sections: dict[str, Any]) -> Iterator[str]:
     paths |= {f"contrastive_data.decontaminate[{i}]": path for i, path in enumerate(cleared)}
     paths |= {f"evaluation.tasks[{i}].path": task.path for i, task in enumerate(sections["evaluation"].tasks)}
     for key, path in paths.items():
-        if path is not None and f"{_normal(path)}/".startswith(EMBEDDED):
+        if path is not None and _is_made(path):
             yield f"{key}: {path} is made only with corpus.source installed_packages, not {source}; name your own"
+
+
+def _files(sections: dict[str, Any]) -> Iterator[str]:
+    """The user's pairs and tasks are there before the first stage, so that a typo does not wait for the last one."""
+    data = sections["contrastive_data"]
+    for name, source in data.sources.items():
+        if source.path is not None and not _is_made(source.path) and not _matches_file(source.path):
+            yield (
+                f"contrastive_data.sources.{name}.path: {source.path!r} matches no file; put the pairs there, correct "
+                "the path, or remove the source"
+            )
+    directories = {f"contrastive_data.decontaminate[{i}]": path for i, path in enumerate(data.decontaminate)}
+    directories |= {f"evaluation.tasks[{i}].path": task.path for i, task in enumerate(sections["evaluation"].tasks)}
+    if data.mine_negatives is not None and data.mine_negatives.model is not None:
+        directories["contrastive_data.mine_negatives.model"] = data.mine_negatives.model
+    for key, path in directories.items():
+        if not _is_made(path) and not _is_directory(path):
+            yield f"{key}: {path!r} is not a directory; make it, correct the path, or remove the entry"
+
+
+def _is_made(path: str) -> bool:
+    return f"{_normal(path)}/".startswith(EMBEDDED)
+
+
+def _is_directory(path: str) -> bool:
+    return os.path.isdir(path) or _is_tracked(glob.escape(path))
+
+
+def _matches_file(pattern: str) -> bool:
+    return any(os.path.isfile(path) for path in glob.iglob(pattern, recursive=True)) or _is_tracked(pattern)
+
+
+def _is_tracked(pattern: str) -> bool:
+    """Whether a .dvc file stands for it, or for a directory above it: DVC can fetch it where a stage needs it."""
+    parts = (PurePosixPath(pattern), *PurePosixPath(pattern).parents)
+    return any(os.path.isfile(found) for part in parts if part.name for found in glob.iglob(f"{part}.dvc"))
+
+
+def _batch_sizes(sections: dict[str, Any]) -> Iterator[str]:
+    sources = sections["contrastive_data"].sources
+    for name, size in sections["contrastive"].batch_sizes.items():
+        if name not in sources:
+            yield (
+                f"contrastive.batch_sizes.{name}: {size} is for no source of contrastive_data.sources, which are "
+                f"{', '.join(sources)}; correct the name or remove it"
+            )
 
 
 def _decontaminated(sections: dict[str, Any]) -> Iterator[str]:

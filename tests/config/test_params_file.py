@@ -4,7 +4,6 @@ import ast
 import dataclasses
 import glob
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from ruamel.yaml import YAML
 
 from neobert.config.document import document, nested, show_default
 from neobert.config.load import read_params
-from neobert.config.profile import Data, apply_profile, main, merge
+from neobert.config.profile import merge
 from neobert.config.scheduler import SchedulerConfig
 from neobert.config.schema import fields
 from neobert.config.trainer import LoopConfig
@@ -20,7 +19,6 @@ from neobert.config.validate import SECTIONS, section_class, validate
 from neobert.errors import PipelineError
 
 ROOT = Path(__file__).resolve().parents[2]
-PROFILES = sorted(p.stem for p in (ROOT / "profiles").glob("*.yaml"))
 
 
 def test_params_file_is_valid_and_complete():
@@ -86,69 +84,6 @@ def test_every_key_is_consumed_somewhere():
             assert not unread, f"{cls.__name__}: nothing reads {sorted(unread)}"
 
 
-@pytest.mark.parametrize("name", PROFILES)
-def test_profiles_apply_and_keep_comments(tmp_path, name):
-    path = tmp_path / "params.yaml"
-    shutil.copy(ROOT / "params.yaml", path)
-    apply_profile(name, ROOT / "profiles", path)
-    validate(path)
-    comments = [line for line in (ROOT / "params.yaml").read_text().splitlines() if line.startswith("#")]
-    assert comments
-    assert all(line in path.read_text() for line in comments)
-    profile = YAML(typ="safe", pure=True).load((ROOT / "profiles" / f"{name}.yaml").read_text())
-    assert read_params(path)["model"]["num_hidden_layers"] == profile["model"]["num_hidden_layers"]
-
-
-OWN_DATA = {
-    "corpus": {"source": "files", "files": ["data/raw/articles/*.jsonl"], "text_column": "body"},
-    "tokenizer": {"vocab_size": 9000},
-    "contrastive_data": {"sources": {"ALLNLI": {"hub": "ALLNLI"}}, "decontaminate": ["data/raw/faq_search"]},
-    "evaluation": {
-        "tasks": [{"name": "faq_search", "type": "retrieval", "path": "data/raw/faq_search"}],
-        "headline": "faq_search",
-        "benchmarks": [],
-    },
-}
-
-
-@pytest.mark.parametrize("name", ["neobert-100m", "neobert-250m"])
-def test_a_profile_keeps_the_data_that_is_not_the_default(tmp_path, monkeypatch, capsys, name):
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(ROOT / "profiles", "profiles")
-    Path("data/raw/faq_search").mkdir(parents=True)
-    before = read_params(changed(tmp_path, OWN_DATA))
-    monkeypatch.setattr("sys.argv", ["profile", name])
-    main()
-    after = read_params()
-    assert after["model"]["hidden_size"] == 768
-    assert after["evaluation"]["mixed_precision"] == "bf16"
-    assert (after["corpus"], after["tokenizer"]) == (before["corpus"], before["tokenizer"])
-    for section in ("contrastive_data", "evaluation"):
-        assert {key: after[section][key] for key in OWN_DATA[section]} == OWN_DATA[section]
-    said = capsys.readouterr().out
-    assert "kept your data" in said
-    assert all(key in said for key in ("corpus.hub", "tokenizer.name_or_path", "sources", "evaluation.tasks")), said
-
-
-def test_a_profile_says_which_default_data_it_replaces(tmp_path):
-    path = changed(tmp_path, {"evaluation": {"benchmarks": ["MTEB(eng, v2)"]}})
-    assert apply_profile("embedded-gpu", ROOT / "profiles", path) == Data(kept=[], replaced=[])
-    applied = apply_profile("neobert-100m", ROOT / "profiles", path)
-    assert applied.kept == []
-    assert {"corpus.source", "contrastive_data.sources", "evaluation.tasks"} < set(applied.replaced)
-    assert "evaluation.benchmarks" not in applied.replaced, "it was the same"
-    assert read_params(path)["corpus"]["source"] == "hub"
-
-
-def test_a_size_for_the_default_data_is_refused_with_other_data(tmp_path):
-    path = changed(tmp_path, {})
-    apply_profile("neobert-100m", ROOT / "profiles", path)
-    before = path.read_bytes()
-    with pytest.raises(PipelineError, match=r"embedded-gpu\.yaml: .* corpus\.source is hub; .*git checkout"):
-        apply_profile("embedded-gpu", ROOT / "profiles", path)
-    assert path.read_bytes() == before
-
-
 def test_another_models_positions_are_not_those_of_params(tmp_path, monkeypatch):
     """Lengths are bound by model.* only where the phase's model is the one that model.* describes."""
     monkeypatch.chdir(tmp_path)
@@ -164,20 +99,6 @@ def test_another_models_positions_are_not_those_of_params(tmp_path, monkeypatch)
                 validate()
         else:
             validate()
-
-
-def test_an_invalid_profile_leaves_params_untouched(tmp_path):
-    (tmp_path / "bad.yaml").write_text("model: {num_hidden_layers: many}\n")
-    path = tmp_path / "params.yaml"
-    shutil.copy(ROOT / "params.yaml", path)
-    with pytest.raises(PipelineError, match=r"model\.num_hidden_layers: 'many'"):
-        apply_profile("bad", tmp_path, path)
-    assert path.read_bytes() == (ROOT / "params.yaml").read_bytes()
-    with pytest.raises(PipelineError, match="there are bad"):
-        apply_profile("missing", tmp_path, path)
-    path.write_bytes("seed: 7  # réglages\n".encode("latin-1"))
-    with pytest.raises(PipelineError, match=r"params\.yaml:1: is not UTF-8"):
-        apply_profile("bad", tmp_path, path)
 
 
 def changed(tmp_path: Path, change: dict) -> Path:
@@ -207,6 +128,18 @@ def test_your_corpus_page_followed_word_for_word_is_valid(tmp_path, monkeypatch,
     assert [task.path for task in sections["evaluation"].tasks] == ["data/raw/faq_search"]
     read = {path for pattern in sections["corpus"].files for path in glob.glob(pattern)}
     assert read == ({"data/raw/articles/a.jsonl"} if source == "files" else set()), "pairs and tasks are no corpus"
+
+
+@pytest.mark.parametrize("tracked", ["faq.dvc", "faq/a.jsonl.dvc", "../raw.dvc"])
+def test_pairs_and_tasks_that_dvc_can_fetch_need_not_be_there(tmp_path, monkeypatch, tracked):
+    monkeypatch.chdir(tmp_path)
+    change = {"contrastive_data": {"sources": {"faq": {"path": "data/raw/faq/*.jsonl"}}}}
+    path = changed(tmp_path, change)
+    with pytest.raises(PipelineError, match="matches no file"):
+        validate(path)
+    (tmp_path / "data/raw/faq").mkdir(parents=True)
+    (tmp_path / "data/raw" / tracked).touch()
+    validate(path)
 
 
 GPU = {"mixed_precision": "bf16", "torch_compile": True}
@@ -291,6 +224,29 @@ def test_low_precision_as_documented_is_valid(tmp_path, change):
             {"contrastive": {"loss": "supcon", "symmetric": False}},
             r"sources\.embedded\.label: None must .* contrastive\.loss is supcon",
         ),
+        (
+            {"contrastive": {"batch_sizes": {"fqa": 4}}},
+            r"contrastive\.batch_sizes\.fqa: 4 is for no source of contrastive_data\.sources, which are embedded;",
+        ),
+        (
+            {"contrastive_data": {"sources": {"faq": {"path": "data/raw/fq.jsonl"}}}},
+            r"contrastive_data\.sources\.faq\.path: 'data/raw/fq\.jsonl' matches no file",
+        ),
+        (
+            {"evaluation": {"tasks": [{"name": "t", "type": "sts", "path": "data/raw/absent"}], "headline": None}},
+            r"evaluation\.tasks\[0\]\.path: 'data/raw/absent' is not a directory",
+        ),
+        (
+            {"contrastive_data": {"decontaminate": ["data/embedded/tasks", ""]}},
+            r"contrastive_data\.decontaminate\[1\]: '' is not a directory",
+        ),
+        (
+            {"contrastive_data": {"mine_negatives": {"method": "encoder", "model": "data/raw/absent"}}},
+            r"contrastive_data\.mine_negatives\.model: 'data/raw/absent' is not a directory",
+        ),
+        ({"tokenizer": {"name_or_path": ""}}, r"tokenizer\.name_or_path: '' must be a folder or a hub name, or null"),
+        ({"dataset": {"sampling_probs": [float("nan")]}}, r"dataset\.sampling_probs\[0\]: nan must be finite"),
+        ({"optimizer": {"lr": float("inf")}}, r"optimizer\.lr: inf must be finite"),
         ({"dataset": {"sampling_probs": [0.5, 0.5]}}, r"dataset\.sampling_probs: 2 probabilities for 1 source"),
         ({"trainer": {"mixed_precision": "fp16"}}, r"trainer\.mixed_precision: 'fp16' is not one of no, fp32, bf16"),
         (

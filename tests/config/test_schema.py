@@ -21,6 +21,7 @@ class Example:
     mode: Annotated[Literal["no", "bf16"], "Precision."] = "no"
     inner: Annotated[Inner, "Nested."] = field(default_factory=Inner)
     names: Annotated[list[str], "Names."] = field(default_factory=list)
+    shares: Annotated[list[float], "Shares."] = field(default_factory=list)
     limit: Annotated[int | None, "Limit.", Bounds(ge=1)] = None
     on: Annotated[bool, "Switch."] = False
 
@@ -46,9 +47,11 @@ def test_defaults_and_values():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"lrr": 1}, "example.lrr: unknown key; known keys are lr, mode, inner, names, limit, on"),
+        ({"lrr": 1}, "example.lrr: unknown key; known keys are lr, mode, inner, names, shares, limit, on"),
         ({"lr": "2e-5"}, "example.lr: '2e-5' is not a number"),
         ({"lr": 0}, "example.lr: 0.0 must be more than 0"),
+        ({"lr": float("inf")}, "example.lr: inf must be finite"),
+        ({"shares": [0.5, float("nan")]}, "example.shares[1]: nan must be finite"),
         ({"lr": True}, "example.lr: True is not a number"),
         ({"mode": "fp16"}, "example.mode: 'fp16' is not one of no, bf16"),
         ({"inner": {"steps": 1.5}}, "example.inner.steps: 1.5 is not an integer"),
@@ -94,6 +97,7 @@ def test_fields_carry_their_sentence():
         "Precision.",
         "Nested.",
         "Names.",
+        "Shares.",
         "Limit.",
         "Switch.",
     ]

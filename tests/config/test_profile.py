@@ -1,0 +1,92 @@
+"""Profiles: what they write into params.yaml, what they leave, and what they say."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from neobert.config.load import read_params
+from neobert.config.profile import Data, apply_profile, main
+from neobert.config.validate import validate
+from neobert.errors import PipelineError
+from tests.config.test_params_file import ROOT, changed
+
+PROFILES = sorted(p.stem for p in (ROOT / "profiles").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_profiles_apply_and_keep_comments(tmp_path, name):
+    path = tmp_path / "params.yaml"
+    shutil.copy(ROOT / "params.yaml", path)
+    apply_profile(name, ROOT / "profiles", path)
+    validate(path)
+    comments = [line for line in (ROOT / "params.yaml").read_text().splitlines() if line.startswith("#")]
+    assert comments
+    assert all(line in path.read_text() for line in comments)
+    profile = YAML(typ="safe", pure=True).load((ROOT / "profiles" / f"{name}.yaml").read_text())
+    assert read_params(path)["model"]["num_hidden_layers"] == profile["model"]["num_hidden_layers"]
+
+
+OWN_DATA = {
+    "corpus": {"source": "files", "files": ["data/raw/articles/*.jsonl"], "text_column": "body"},
+    "tokenizer": {"vocab_size": 9000},
+    "contrastive_data": {"sources": {"ALLNLI": {"hub": "ALLNLI"}}, "decontaminate": ["data/raw/faq_search"]},
+    "evaluation": {
+        "tasks": [{"name": "faq_search", "type": "retrieval", "path": "data/raw/faq_search"}],
+        "headline": "faq_search",
+        "benchmarks": [],
+    },
+}
+
+
+@pytest.mark.parametrize("name", ["neobert-100m", "neobert-250m"])
+def test_a_profile_keeps_the_data_that_is_not_the_default(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "profiles", "profiles")
+    Path("data/raw/faq_search").mkdir(parents=True)
+    before = read_params(changed(tmp_path, OWN_DATA))
+    monkeypatch.setattr("sys.argv", ["profile", name])
+    main()
+    after = read_params()
+    assert after["model"]["hidden_size"] == 768
+    assert after["evaluation"]["mixed_precision"] == "bf16"
+    assert (after["corpus"], after["tokenizer"]) == (before["corpus"], before["tokenizer"])
+    for section in ("contrastive_data", "evaluation"):
+        assert {key: after[section][key] for key in OWN_DATA[section]} == OWN_DATA[section]
+    said = capsys.readouterr().out
+    assert "kept your data" in said
+    assert all(key in said for key in ("corpus.hub", "tokenizer.name_or_path", "sources", "evaluation.tasks")), said
+
+
+def test_a_profile_says_which_default_data_it_replaces(tmp_path):
+    path = changed(tmp_path, {"evaluation": {"benchmarks": ["MTEB(eng, v2)"]}})
+    assert apply_profile("embedded-gpu", ROOT / "profiles", path) == Data(kept=[], replaced=[])
+    applied = apply_profile("neobert-100m", ROOT / "profiles", path)
+    assert applied.kept == []
+    assert {"corpus.source", "contrastive_data.sources", "evaluation.tasks"} < set(applied.replaced)
+    assert "evaluation.benchmarks" not in applied.replaced, "it was the same"
+    assert read_params(path)["corpus"]["source"] == "hub"
+
+
+def test_a_size_for_the_default_data_is_refused_with_other_data(tmp_path):
+    path = changed(tmp_path, {})
+    apply_profile("neobert-100m", ROOT / "profiles", path)
+    before = path.read_bytes()
+    with pytest.raises(PipelineError, match=r"embedded-gpu\.yaml: .* corpus\.source is hub; .*git checkout"):
+        apply_profile("embedded-gpu", ROOT / "profiles", path)
+    assert path.read_bytes() == before
+
+
+def test_an_invalid_profile_leaves_params_untouched(tmp_path):
+    (tmp_path / "bad.yaml").write_text("model: {num_hidden_layers: many}\n")
+    path = tmp_path / "params.yaml"
+    shutil.copy(ROOT / "params.yaml", path)
+    with pytest.raises(PipelineError, match=r"model\.num_hidden_layers: 'many'"):
+        apply_profile("bad", tmp_path, path)
+    assert path.read_bytes() == (ROOT / "params.yaml").read_bytes()
+    with pytest.raises(PipelineError, match="there are bad"):
+        apply_profile("missing", tmp_path, path)
+    path.write_bytes("seed: 7  # réglages\n".encode("latin-1"))
+    with pytest.raises(PipelineError, match=r"params\.yaml:1: is not UTF-8"):
+        apply_profile("bad", tmp_path, path)
