@@ -243,7 +243,8 @@ class Checkpointer:
             shutil.rmtree(temporary, ignore_errors=True)
             raise PipelineError(
                 f"{self.directory / str(step)}: the checkpoint could not be written ({_cause(error)}); earlier "
-                "checkpoints are intact. Free space or make it writable, then run the same command again"
+                "checkpoints are intact. Free space or make it writable, then run the same command again "
+                "(with runtime.resume_from_checkpoint: auto where it is false, which starts anew)"
             ) from error
 
     def _publish(self, temporary: Path, step: int, info: dict[str, Any]) -> None:

@@ -28,6 +28,10 @@ from neobert.errors import PipelineError
 GRACE_SECONDS = 300
 """How long ranks may take to end after SIGTERM: a micro-batch and a checkpoint. torchrun's own default is 30."""
 PR_SET_PDEATHSIG = 1  # prctl(2)
+AGAIN = (
+    "run the same command again to go on from the last checkpoint "
+    "(with runtime.resume_from_checkpoint: auto where it is false, which starts anew)"
+)
 
 
 def launched() -> bool:
@@ -120,9 +124,7 @@ def _local(module: str, processes: int) -> None:
     try:
         elastic_launch(config, sys.executable)("-m", module)
     except SignalException as error:
-        raise PipelineError(
-            f"{module}: stopped by {signal.Signals(error.sigval).name}; run the same command again to go on"
-        ) from error
+        raise PipelineError(f"{module}: stopped by {signal.Signals(error.sigval).name}; {AGAIN}") from error
     except ChildFailedError as error:
         raise PipelineError(f"{module}: {_failure(error)}") from error
 
@@ -137,6 +139,5 @@ def _failure(error: object) -> str:
     )
     when = time.strftime("%H:%M:%S", time.localtime(first.timestamp))
     return (
-        f"rank {rank} (pid {first.pid}) {how} at {when}; the other ranks were ended. "
-        "Its own message is above; run the same command again to go on from the last checkpoint"
+        f"rank {rank} (pid {first.pid}) {how} at {when}; the other ranks were ended. Its own message is above; {AGAIN}"
     )

@@ -3,7 +3,7 @@
 auto    the newest valid one of this very run (same fingerprint), or of one that differs only in a max_steps that its
         schedule allows to change; damaged ones are passed over, loudly
 latest  the newest of any run of this stage, whatever changed since, loudly
-<step>, <path>  that one, or an error
+<step>, <path>  that one, or an error; once this run has gone on from there, the newest of what it has done since
 false   none: start anew
 """
 
@@ -35,10 +35,15 @@ WINDOW = "window."
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins: optimizer steps done, and samples they took (another batch size may have made them)."""
+    """Where a run begins: optimizer steps done, and samples they took (another batch size may have made them).
+
+    `asked` is the step or path that the run's course began from, as it was set; checkpoints keep it as `resumed_from`,
+    so that the same setting does not undo the course that it began.
+    """
 
     step: int = 0
     samples: int = 0
+    asked: str | None = None
 
 
 def differences(mine: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -148,8 +153,20 @@ def choose(
             changed = differences(_described(scratch), _described(run))
             log.warning("RESUMING ANOTHER RUN's checkpoint %s; changed since: %s", chosen[0], ", ".join(changed))
         return chosen
-    step = isinstance(setting, int) or str(setting).isdigit()
-    path = scratch / CHECKPOINTS / str(setting) if step else Path(str(setting))
+    return _named(str(setting), scratch)
+
+
+def _named(setting: str, scratch: Path) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint that a step or path names, or the newest of this run that has gone on from there."""
+    newest = next(_verified(_newest_first(scratch)), None)
+    if newest is not None and newest[1].get("resumed_from") == setting:
+        log.warning(
+            "runtime.resume_from_checkpoint: %s: this run has gone on from there to step %d, and goes on from that; "
+            "delete its checkpoints beyond that in %s to begin at %s once more",
+            *(setting, newest[1]["step"], scratch / CHECKPOINTS, setting),
+        )
+        return newest
+    path = scratch / CHECKPOINTS / setting if setting.isdigit() else Path(setting)
     if not path.is_dir():
         have = ", ".join(map(str, steps_in(scratch / CHECKPOINTS))) or "none"
         raise PipelineError(
@@ -192,4 +209,6 @@ def restore(
     if workers.is_main and elsewhere.is_file() and elsewhere != scratch / HISTORY:
         shutil.copyfile(elsewhere, scratch / HISTORY)  # rows so far belong to the run that goes on
     log.info("%s: resumed from %s", stage, path)
-    return Start(counters["step"], counters["samples_seen"])
+    kept = counters.get("resumed_from") if path.parent.parent == scratch else None
+    asked = kept if setting in ("auto", "latest") else str(setting)
+    return Start(counters["step"], counters["samples_seen"], asked)

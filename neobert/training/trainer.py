@@ -241,6 +241,7 @@ class _Loop:
             "max_steps": self.trainer.max_steps,
             "seed": self.seed,
             "world": self.workers.world,
+            "resumed_from": self.start.asked,
         }
         with self.recorder.excluded("checkpoint"):
             self.recorder.sync()
@@ -251,10 +252,11 @@ class _Loop:
         self.save(done, wait=True)
         if self.workers.is_main:
             (self.scratch / PREEMPTED).write_text(f"{request.received or 'signal on another rank'} at step {done}\n")
-        raise Preempted(
-            f"{self.recorder.stage}: stopped by {request.received or 'a signal'} after step {done} and saved there; "
-            "run the same command again to go on"
-        )
+        again = "run the same command again to go on"
+        if self.runtime.resume_from_checkpoint is False:
+            again = "set runtime.resume_from_checkpoint: auto to go on; with false the same command starts anew"
+        received = request.received or "a signal"
+        raise Preempted(f"{self.recorder.stage}: stopped by {received} after step {done} and saved there; {again}")
 
     def give_up(self, index: int, batches: list[Batch]) -> None:
         """Leave a run whose steps are no longer sound, with the batch at hand."""

@@ -289,11 +289,40 @@ def test_false_starts_anew(tmp_path):
     assert lines(tmp_path).count('"step": 2,') == 1
 
 
+@pytest.mark.parametrize("by", ["step", "path"])
+def test_a_named_checkpoint_seeds_a_run_once(tmp_path, by, caplog):
+    """The same command again goes on from what the run has done since, though the named one may be pruned by then."""
+    straight = tiny.run(tmp_path / "run")
+    other = tmp_path / "other"
+    if by == "path":
+        tiny.run(other)
+    first = str(other / "checkpoints" / "8") if by == "path" else "8"
+    settings = {"num_workers": 0, "resume_from_checkpoint": first, "save_steps": 1}
+    with pytest.raises(Preempted):
+        tiny.run(tmp_path / "run", runtime=settings, source=Interrupting(10))
+    if by == "path":
+        shutil.rmtree(other)
+    source = Noting()
+    resumed = tiny.run(tmp_path / "run", runtime=settings, source=source)
+    assert source.asked[0] in (80, 88)
+    assert f"{first}: this run has gone on from there to step 1" in caplog.text
+    assert tiny.same_state(straight.state_dict, resumed.state_dict)
+    assert straight.history == resumed.history
+    tiny.run(tmp_path / "run", runtime={**settings, "resume_from_checkpoint": "11"}, source=(source := Noting()))
+    assert source.asked == [88], "another one named is gone back to"
+
+
+def test_a_run_told_to_start_anew_says_how_to_go_on_instead(tmp_path):
+    settings = {"num_workers": 0, "resume_from_checkpoint": False}
+    with pytest.raises(Preempted, match=r"resume_from_checkpoint: auto to go on; with false the same command starts"):
+        tiny.run(tmp_path, runtime=settings, source=Interrupting(5))
+
+
 def test_old_checkpoints_are_removed_and_counters_kept(tmp_path):
     tiny.run(tmp_path, {"max_steps": 8}, {"save_steps": 2, "save_total_limit": 3})
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "6", "8"]
     state = read_json(tmp_path / "checkpoints" / "8" / "state.json")
-    assert state == {"step": 8, "samples_seen": 64, "max_steps": 8, "seed": 7, "world": 1}
+    assert state == {"step": 8, "samples_seen": 64, "max_steps": 8, "seed": 7, "world": 1, "resumed_from": None}
 
 
 def test_a_model_directory_comes_with_each_checkpoint(tmp_path):
