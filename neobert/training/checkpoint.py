@@ -194,7 +194,8 @@ class Checkpointer:
             PipelineError: the save before this one, or with `wait` this one, failed.
         """
         self.wait()
-        if step in steps_in(self.directory):
+        # Asked of rank 0, which commits: another rank's wait may end before, and saving is for all ranks or none.
+        if self.workers.from_main(step in steps_in(self.directory)):
             return
         temporary = self.directory / f".saving-{step}"
         writer = dcp.FileSystemWriter(temporary, single_file_per_rank=True, sync_files=True, thread_count=1)

@@ -3,12 +3,15 @@
 import os
 import signal
 import sys
+import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 
 from neobert.config.runtime import DistributedConfig
+from neobert.training.checkpoint import Checkpointer
 from neobert.training.evaluate import evaluator
 from neobert.training.signals import Preempted
 from tests.training import tiny
@@ -39,9 +42,9 @@ def train(scratch: Path, strategy: str, trainer: dict | None = None, runtime: di
         torch.save({"history": result.history, "state": result.state_dict}, scratch / "result.pt")
 
 
-def stop(scratch: Path, strategy: str, **others) -> None:
+def stop(scratch: Path, strategy: str, step: int = 6, **others) -> None:
     try:
-        train(scratch, strategy, source=OneRankSignalled(6), **others)
+        train(scratch, strategy, source=OneRankSignalled(step), **others)
     except Preempted as error:
         (scratch / f"rank-{RANK}.txt").write_text(str(error))
 
@@ -55,6 +58,18 @@ def resume_where_evaluated(scratch: Path, strategy: str) -> None:
     train(scratch.with_name(f"{scratch.name}-resumed"), strategy, trainer, runtime, evaluate=evaluate)
 
 
+def stop_where_it_just_saved(scratch: Path) -> None:
+    """Rank 0 commits so late that rank 1 comes to the second save of the step first."""
+    publish = Checkpointer._publish
+
+    def late(*arguments) -> None:
+        time.sleep(1)
+        publish(*arguments)
+
+    with mock.patch.object(Checkpointer, "_publish", late):
+        stop(scratch, "ddp", tiny.RUNTIME["save_steps"])
+
+
 def main(out: Path) -> None:
     for strategy in ("ddp", "fsdp2", "hsdp"):
         train(out / strategy, strategy)
@@ -65,6 +80,7 @@ def main(out: Path) -> None:
     for strategy in ("ddp", "fsdp2"):
         train(out / f"{strategy}-poisoned", strategy, objective=Poisonable(), source=Poisoned({5}, rank=1))
         stop(out / f"{strategy}-stopped", strategy)
+    stop_where_it_just_saved(out / "just-saved")
     stop(out / "fsdp2-muonclip-stopped", "fsdp2", optimizer=MUONCLIP, model=DEEPER)
 
 

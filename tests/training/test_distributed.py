@@ -85,6 +85,14 @@ def test_a_checkpoint_made_after_an_evaluation_resumes(ranks, strategy):
     assert tiny.same_state(straight["state"], resumed["state"])
 
 
+def test_a_stop_on_a_step_just_saved_saves_it_once(ranks):
+    """Only rank 0 knows when a checkpoint is committed; the others must not start it again alone."""
+    stopped = ranks / "just-saved"
+    messages = [(stopped / f"rank-{rank}.txt").read_text() for rank in (0, 1)]
+    assert all(f"after step {tiny.RUNTIME['save_steps']} and saved" in message for message in messages)
+    assert os.listdir(stopped / "checkpoints") == [str(tiny.RUNTIME["save_steps"])]
+
+
 @pytest.fixture(scope="module")
 def muonclip_alone(tmp_path_factory):
     return tiny.run(tmp_path_factory.mktemp("muonclip"), ONE_OF_TWO, optimizer=MUONCLIP, model=DEEPER)
