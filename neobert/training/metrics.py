@@ -10,14 +10,15 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from neobert.config.model import ModelConfig
 from neobert.io import atomic_path
 
-# Dense bf16 peaks without sparsity, in FLOP/s, by a part of the device's name; first match wins.
-# Sources: NVIDIA's data sheets of H200, H100, A100, L40S, L4, A10, V100 (fp16), B200, B100, RTX 4090, RTX 3090.
+# Dense bf16 peaks without sparsity, in FLOP/s, by the device's model; first match wins.
+# Sources: NVIDIA's data sheets of H200, H100, A100, L40S, L4, A10, B200, B100, RTX 4090, RTX 3090.
 PEAK_FLOPS = (
     ("H100 PCIe", 756e12),
     ("H100 NVL", 835e12),
@@ -34,6 +35,8 @@ PEAK_FLOPS = (
     ("RTX 4090", 165e12),
     ("RTX 3090", 71e12),
 )
+# As drivers name devices: "NVIDIA A100-SXM4-80GB". Another word makes another device (L40, RTX 4090 D, a MIG slice).
+DEVICE_NAME = r"(NVIDIA |GeForce )*{model}([ -](SXM\d?|PCI[eE]|\d+GB?|HBM\w+))*"
 
 
 def train_flops(config: ModelConfig, vocab_size: int, tokens: int, squared_lengths: int, predicted: int) -> float:
@@ -47,7 +50,10 @@ def train_flops(config: ModelConfig, vocab_size: int, tokens: int, squared_lengt
 
 def peak_flops(device_name: str | None) -> float | None:
     """Peak dense bf16 FLOP/s of a device, or None where the table does not know it (MFU is then null)."""
-    return next((peak for part, peak in PEAK_FLOPS if device_name and part in device_name), None)
+    for model, peak in PEAK_FLOPS:
+        if re.fullmatch(DEVICE_NAME.format(model=model), device_name or ""):
+            return peak
+    return None
 
 
 class History:
