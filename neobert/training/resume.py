@@ -23,6 +23,7 @@ from neobert.config.scheduler import SchedulerConfig
 from neobert.errors import PipelineError
 from neobert.io import MANIFEST, read_json
 from neobert.training.checkpoint import SafeReader, compare, load_tensors, read_state, steps_in
+from neobert.training.model_checkpoint import MODEL_CHECKPOINTS
 from neobert.training.schedule import extends
 from neobert.training.step import TrainStep
 
@@ -137,7 +138,8 @@ def choose(
         PipelineError: the one asked for by step or path is not there or damaged.
     """
     if setting is False:
-        shutil.rmtree(scratch / CHECKPOINTS, ignore_errors=True)
+        for directory in (CHECKPOINTS, MODEL_CHECKPOINTS):
+            shutil.rmtree(scratch / directory, ignore_errors=True)
         return None
     if setting == "auto":
         mine = next(_verified(_newest_first(scratch)), None)
@@ -175,12 +177,18 @@ def _named(setting: str, scratch: Path) -> tuple[Path, dict[str, Any]]:
     return path, read_state(path)
 
 
-def discard_after(directory: Path, step: int) -> None:
-    """Remove checkpoints beyond `step`: damaged ones, or of a course that the run now leaves."""
+def discard_after(scratch: Path, step: int) -> None:
+    """Remove checkpoints and model directories beyond `step`: damaged ones, or of a course that the run now leaves."""
+    directory = scratch / CHECKPOINTS
     for later in (s for s in steps_in(directory) if s > step):
         log.warning("removing %s: the run goes on from step %d", directory / str(later), step)
         (directory / str(later) / MANIFEST).unlink()  # first, so that a removal cut short looks like one
         shutil.rmtree(directory / str(later))
+    for model in (scratch / MODEL_CHECKPOINTS).glob("*"):
+        if (
+            model.name.isdigit() and int(model.name) > step
+        ):  # the newest are kept, by step: it would displace the new course's
+            shutil.rmtree(model)
 
 
 def restore(
@@ -194,7 +202,7 @@ def restore(
     workers, state = step.workers, step.state()
     chosen = choose(setting, scratch, stage, scheduler, max_steps, state) if workers.is_main else None
     if workers.is_main:
-        discard_after(scratch / CHECKPOINTS, chosen[1]["step"] if chosen else 0)
+        discard_after(scratch, chosen[1]["step"] if chosen else 0)
     chosen = workers.from_main(chosen)
     if chosen is None:
         return Start()

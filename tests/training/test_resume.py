@@ -338,6 +338,24 @@ def test_a_model_directory_comes_with_each_checkpoint(tmp_path):
     assert all(torch.equal(value, result.state_dict[key]) for key, value in last.items())
 
 
+@pytest.mark.parametrize(("resume", "kept"), [(False, ["4", "7"]), (4, ["4", "7"]), ("auto", ["8", "9"])])
+def test_model_directories_of_a_course_that_was_left_are_removed(tmp_path, resume, kept):
+    """They would outlast the new ones, which have lower steps."""
+
+    def save_model(directory, state):
+        (directory / "model").write_text("saved")
+
+    settings = {"num_workers": 0, "save_total_limit": 3}
+    tiny.run(tmp_path, runtime=settings, save_model=save_model)
+    if resume == "auto":  # the newest is damaged
+        (tmp_path / "checkpoints" / "12" / "state.json").write_text("{}")
+    settings |= {"resume_from_checkpoint": resume, "save_total_limit": 2}
+    with pytest.raises(Preempted):
+        tiny.run(tmp_path, runtime=settings, save_model=save_model, source=Interrupting(9 if resume == "auto" else 7))
+    for directory in ("checkpoints", "model_checkpoints"):
+        assert sorted(p.name for p in (tmp_path / directory).iterdir()) == kept
+
+
 def test_a_failed_save_ends_the_run_and_leaves_earlier_ones(tmp_path, monkeypatch):
     import neobert.training.checkpoint as module
 
