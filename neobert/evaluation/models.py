@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from neobert.config.evaluation import EvaluationConfig
@@ -196,7 +197,7 @@ def third_party(path: str, label: str, settings: EncodeSettings, trust_remote_co
     except Exception as error:
         raise PipelineError(f"{path!r} cannot be loaded by sentence-transformers: {error}") from error
     if settings.max_length is not None:
-        model.max_seq_length = min(settings.max_length, model.max_seq_length or settings.max_length)
+        limit_length(model, settings.max_length)
     if settings.prompts is not None:
         model.prompts, model.default_prompt_name = {}, None
     wrapped = SentenceTransformerEncoderWrapper(model)
@@ -205,3 +206,13 @@ def third_party(path: str, label: str, settings: EncodeSettings, trust_remote_co
     revision = weights_revision(path) if Path(path).is_dir() else wrapped.mteb_model_meta.revision
     wrapped.mteb_model_meta = model_meta(label, str(revision))
     return wrapped
+
+
+def limit_length(model: Any, length: int) -> None:
+    """Let a sentence-transformers model read at most ``length`` tokens of a text."""
+    tokenizer = getattr(model[0], "tokenizer", None)
+    if isinstance(tokenizer, Tokenizer):  # static embeddings: they hold the bare tokenizer, and no length of their own
+        own = tokenizer.truncation
+        tokenizer.enable_truncation(min(length, own["max_length"] if own else length))
+    else:
+        model.max_seq_length = min(length, model.max_seq_length or length)

@@ -14,7 +14,7 @@ from neobert.evaluation.compare import compare
 from neobert.evaluation.models import EncodeSettings, open_model
 from neobert.evaluation.paired import Examples, bootstrap
 from neobert.model.storage import EmbeddingInfo
-from tests.evaluation.conftest import make_model, sentences
+from tests.evaluation.conftest import make_model, make_tokenizer, sentences
 from tests.evaluation.test_export_hop import write_export
 from tests.evaluation.test_local_tasks import labelled, pairs, retrieval, write_jsonl
 
@@ -119,3 +119,17 @@ def test_models_open_by_what_they_are(tmp_path, model_dir):
     np.testing.assert_allclose(theirs.model.encode(texts), ours.embedder.encode(texts), atol=1e-5)
     make_model(tmp_path / "plain", None)
     assert open_model(str(tmp_path / "plain"), "c", settings).prompts == {"query": "dog "}
+
+
+def test_a_model_of_static_embeddings_reads_no_more_than_asked(tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    static = StaticEmbedding(make_tokenizer(tmp_path / "tokenizer"), embedding_dim=8)
+    SentenceTransformer(modules=[static], device="cpu").save(str(tmp_path / "static"))
+    settings = EncodeSettings.of(EvaluationConfig(max_length=3))
+    model = open_model(str(tmp_path / "static"), "static", settings).model
+    short, long = model.encode(["the dog cat", "the dog cat red x dog"])
+    np.testing.assert_array_equal(short, long)
+    whole = open_model(str(tmp_path / "static"), "static", EncodeSettings.of(EvaluationConfig())).model
+    assert not np.array_equal(whole.encode("the dog cat"), whole.encode("the dog cat red x dog"))
