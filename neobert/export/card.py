@@ -33,7 +33,8 @@ def card(config: ExportConfig, info: ModelInfo, facts: dict[str, dict[str, str]]
     model = info.model
     front = ["library_name: sentence-transformers", "pipeline_tag: sentence-similarity"]
     front += [f"license: {config.license}"] if config.license else []
-    front += [f"language: {config.language}"] if config.language else []
+    # Quoted, as Norwegian's code is YAML 1.1's false.
+    front += [f'language: "{config.language}"'] if config.language else []
     front += ["tags:", "- sentence-transformers", "- fill-mask", "- feature-extraction"]
     embedding = info.embedding
     rows = {

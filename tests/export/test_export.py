@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
@@ -182,6 +183,12 @@ stages:
     deps: [{path: models/contrastive, md5: fff.dir}]
     outs: [{path: models/export, md5: last.dir}]
 """
+
+
+def test_the_card_is_read_as_it_was_meant(make_model_dir):
+    info = load_model(make_model_dir(EmbeddingInfo()))[1]
+    front = ModelCard(card(ExportConfig(language="no", license="mit"), info, {}, "native")).data
+    assert (front.language, front.license, front.library_name) == ("no", "mit", "sentence-transformers")
 
 
 def test_provenance_is_of_what_the_model_was_made_by(tmp_path):
