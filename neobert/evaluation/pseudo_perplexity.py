@@ -63,7 +63,7 @@ def read_texts(path: Path, column: str, enough: int) -> list[str]:
         elif file.suffix == ".jsonl":
             texts += [row[column] for row in read_jsonl(file, {column: str})]
         else:
-            texts += file.read_text(encoding="utf-8").splitlines()
+            texts += file.read_text(encoding="utf-8").split("\n")  # splitlines() also splits at page breaks and others
     texts = [text for text in texts if text and text.strip()]
     if not texts:
         raise PipelineError(f"{path}: holds no document; nothing can be measured")

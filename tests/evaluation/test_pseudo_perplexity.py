@@ -95,6 +95,8 @@ def test_sources_and_their_errors(place, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"body": "one"}\n{"body": "two"}\n')
     (tmp_path / "a.txt").write_text("one\n\ntwo\n")
     assert read_texts(tmp_path / "a.jsonl", "body", 9) == read_texts(tmp_path / "a.txt", "text", 9) == ["one", "two"]
+    (tmp_path / "a.txt").write_bytes("one\fpage two\u2028line\r\nthree\n".encode())
+    assert read_texts(tmp_path / "a.txt", "text", 9) == ["one\fpage two\u2028line", "three"]
     with pytest.raises(PipelineError, match=r"has no column 'body'; its columns are id, text"):
         read_texts(place / "shards", "body", 9)
     with pytest.raises(PipelineError, match="is no Parquet directory and no file"):
