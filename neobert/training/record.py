@@ -1,6 +1,7 @@
 """What a run writes down: history rows (equal for equal runs), and its speed (never in a DVC out).
 
     history.jsonl     step, epoch, samples, loss, grad_norm, lr, skipped, the objective's metrics; or step, eval_...
+                      (loss, grad_norm and metrics are left out where every step since the last row was skipped)
     throughput.jsonl  step, tokens/s, steps/s, MFU, devices and their seconds, and with runtime.timing where those went
 
 Trackers (`runtime.report_to`) get the same rows. Tokens/s leaves out evaluation and saving: their seconds are taken off
@@ -95,7 +96,8 @@ class Recorder:
             self.trackers.log(prefix, row["step"], {key: value for key, value in row.items() if key != "step"})
 
     def _say(self, row: dict[str, Any], speed: dict[str, Any], max_steps: int, left: float) -> None:
-        figures = [f"loss {row['loss']:.4f}", f"lr {row['lr']:.3g}", f"norm {row['grad_norm']:.3g}"]
+        formats = {"loss": "loss {:.4f}", "lr": "lr {:.3g}", "grad_norm": "norm {:.3g}"}
+        figures = [text.format(row[name]) for name, text in formats.items() if name in row]
         if speed["tokens_per_second"]:
             figures.append(f"{speed['tokens_per_second'] / 1e3:,.1f}k tokens/s")
         if speed["mfu"] is not None:

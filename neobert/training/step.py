@@ -154,17 +154,19 @@ class TrainStep:
         self.window["skipped_in_row"].add_(1).mul_(bad)
 
     def read_window(self) -> dict[str, float]:
-        """Means since the last call (one host sync), and the run's counts; starts a new window."""
+        """Means since the last call (one host sync), and the run's counts; starts a new window.
+
+        A window whose every step was skipped has no means: a loss of 0 would be read as one.
+        """
         names = list(self.window)
         values = dict(zip(names, torch.stack([self.window[n] for n in names]).tolist(), strict=True))
-        steps, terms = max(values.pop("steps"), 1.0), max(values.pop("terms"), 1.0)
-        row = {"loss": values.pop("loss") / terms, "grad_norm": values.pop("grad_norm") / steps}
+        steps, terms = values.pop("steps"), values.pop("terms")
         counters = {name: values.pop(name) for name in COUNTERS}
         for name in names:
             if name not in COUNTERS:
                 self.window[name].zero_()
-        counts = {"skipped": counters["skipped"], "tokens": int(counters["tokens"])}
-        return {**row, **{name: value / terms for name, value in values.items()}, **counts}
+        means = {name: total / (steps if name == "grad_norm" else terms) for name, total in values.items() if steps}
+        return {**means, "skipped": counters["skipped"], "tokens": int(counters["tokens"])}
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor of the run by its name in a checkpoint, live (loading fills them in place).

@@ -13,6 +13,7 @@ from neobert.config.trainer import TrainerConfig
 from neobert.errors import PipelineError
 from neobert.training.distributed import Workers
 from neobert.training.optimizer import build_optimizer, parameter_groups
+from neobert.training.reports import write_reports
 from neobert.training.step import TrainStep
 from neobert.training.timing import Timing
 from neobert.training.trainer import accumulation_steps
@@ -82,7 +83,25 @@ def test_a_non_finite_step_is_skipped_and_counted_and_changes_nothing(tmp_path):
     assert [row["skipped"] for row in poisoned.history] == [0, 0, 1]
     assert tiny.same_state(poisoned.state_dict, two.state_dict)
     assert poisoned.history[:2] == two.history
-    assert poisoned.history[2]["loss"] == 0.0
+
+
+def test_a_window_of_skipped_steps_alone_has_no_loss(tmp_path, caplog):
+    """Nothing was measured in it: a 0 would be the best loss of the run."""
+    caplog.set_level("INFO", "neobert")
+    options = {"objective": Poisonable(), "source": Poisoned({2, 3, 4})}
+    result = tiny.run(tmp_path, {"max_steps": 6}, {"logging_steps": 2, "save_steps": 3}, FLAT, **options)
+    assert [row.keys() & {"loss", "grad_norm"} for row in result.history] == [
+        {"loss", "grad_norm"},
+        set(),
+        {"loss", "grad_norm"},
+    ]
+    assert [row["skipped"] for row in result.history] == [0, 2, 3]
+    assert "tiny 4/6: lr 0.01" in caplog.text
+    last = tiny.run(tmp_path / "last", {"max_steps": 4}, LOG, FLAT, objective=Poisonable(), source=Poisoned({2, 3}))
+    assert last.metrics["loss"] == last.history[1]["loss"] > 0, "the last one that was measured"
+    write_reports(tmp_path / "reports", last, "tiny")
+    rows = (tmp_path / "reports" / "history.csv").read_text().splitlines()
+    assert dict(zip(rows[0].split(","), rows[-1].split(","), strict=True))["loss"] == ""
 
 
 def test_real_tokens_are_counted_where_a_step_counts(tmp_path):
