@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 
 from neobert.training.mlm import MlmSource
 from neobert.training.prefetch import move
-from neobert.training.source import HOST_KEYS
+from neobert.training.source import inputs_of
 
 
 def spread(rows: int, wanted: int) -> np.ndarray:
@@ -49,13 +50,14 @@ def evaluator(
     def evaluate(module: nn.Module, step: int) -> dict[str, float]:
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         device = next(module.parameters()).device
+        objective: Any = getattr(module, "module", module)  # DDP's wrapper knows no dynamic_dims
         totals = torch.zeros(len(groups), 3, dtype=torch.float64, device=device)
         for first in range(0, len(batches), world):
             index = first + rank
             # Every rank runs every round, as a sharded model needs; a rank without a batch repeats one and counts none.
             group, rows = batches[min(index, len(batches) - 1)]
             batch = move(source.fixed(rows, size), device)
-            loss, metrics = module({key: value for key, value in batch.items() if key not in HOST_KEYS})
+            loss, metrics = module(inputs_of(batch, objective))
             if index < len(batches):
                 totals[group] += torch.stack([loss, metrics["accuracy"], torch.full_like(loss, batch["count"])])
         if world > 1:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import torch
+
 Batch = dict[str, Any]
 """One micro-batch: tensors (and host constants such as `max_seqlen`) for the objective, and HOST_KEYS."""
 
@@ -61,3 +63,11 @@ class Objective(Protocol):
     def after_update(self) -> None:
         """Called after each optimizer step, for constraints on weights; most have none and do nothing."""
         ...
+
+
+def inputs_of(batch: Batch, objective: Objective) -> Batch:
+    """What `objective` reads of a batch on its device, with the dimensions marked that would else recompile it."""
+    inputs = {key: value for key, value in batch.items() if key not in HOST_KEYS}
+    for name, dim in objective.dynamic_dims.items():
+        torch._dynamo.mark_dynamic(inputs[name], dim)
+    return inputs

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from neobert.config.trainer import LoopConfig
 from neobert.training.distributed import Workers
 from neobert.training.masking import splitmix64
-from neobert.training.source import HOST_KEYS, Batch
+from neobert.training.source import Batch, inputs_of
 from neobert.training.spikes import SpikeGuard
 from neobert.training.timing import Timing
 
@@ -99,9 +99,7 @@ class TrainStep:
 
     def _forward_backward(self, batch: Batch, terms: Tensor | int, last: bool, sums: dict[str, Tensor]) -> None:
         """Add one micro-batch's gradient, and its loss and metrics to `sums`; `terms` is the global count."""
-        inputs = {key: value for key, value in batch.items() if key not in HOST_KEYS}
-        for name, dim in self.objective.dynamic_dims.items():
-            torch._dynamo.mark_dynamic(inputs[name], dim)
+        inputs = inputs_of(batch, self.objective)
         with self.workers.no_sync(self.module, last):
             with self.timing.section("forward"), self.workers.autocast():
                 loss, metrics = self.module(inputs)

@@ -1,9 +1,11 @@
 """Compiled training: one full graph for the whole run, whatever the batches, and the losses of the eager run."""
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from neobert.training.evaluate import evaluator
 from tests.training import tiny
 
 
@@ -18,6 +20,19 @@ def test_varied_batches_compile_once_and_follow_the_eager_losses(tmp_path):
     eager = tiny.run(tmp_path / "b")
     for a, b in zip(compiled.history, eager.history, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("dynamic", [None, False])
+def test_varied_held_out_batches_compile_once(tmp_path, dynamic):
+    """Else more than eight numbers of segments end the run where each shape would have a graph of its own."""
+    source, rows = tiny.source(), np.arange(24)
+    segments = {len(source.fixed(rows[i : i + 2], 2)["cu_seqlens"]) for i in range(0, 24, 2)}
+    assert len(segments) > 2, "the batches must vary for this test to say anything"
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = {"torch_compile": True, "torch_compile_backend": "eager", "torch_compile_dynamic": dynamic}
+    tiny.run(tmp_path, {**compiled, "max_steps": 2}, evaluate=evaluator(source, {"": rows}, 2))
+    assert counters["stats"]["unique_graphs"] == 2, "one of training and one of evaluation"
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
