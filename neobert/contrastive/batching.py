@@ -4,13 +4,17 @@ Algorithm: an epoch of E = rows / global batch steps gives each group (source an
 to its rows ** alpha, by systematic sampling with a seeded offset, and shuffles them; so the batches that a group has
 used before any epoch are a sum of a few small integers. A group's own pass over its rows is a seeded permutation cut
 into batches greedily: a row that shares a text (query, positive or negative) with the batch waits for the next one.
+A frequent text, which is in more rows than half of the pass has batches, would leave a pass nothing else for its end:
+its rows are dealt evenly over the pass, at most one a batch (which ones, the permutation says; the others wait for
+another pass), and where too few rows are left for full batches, all batches are equally short.
 For a loss over classes the permutation is by turns: each class gives two of its rows, in an order drawn anew for every
 round, until only one class has rows left (they wait for another pass); then odd rows come. That is
 sentence-transformers' ``GROUP_BY_LABEL``, which drops odd rows; here one row is two texts of its class already.
-Cost: a permutation is made when a group's pass begins (0.1 ms a batch); then a lookup a step. The rows of a step
-depend on neither rank nor world.
+Cost: a permutation is made when a group's pass begins (0.1 ms a batch, and 1 s a million pairs of a group with frequent
+texts); then a lookup a step. The rows of a step depend on neither rank nor world.
 """
 
+import logging
 import threading
 from collections import OrderedDict
 
@@ -19,6 +23,7 @@ import numpy as np
 from neobert.contrastive.pairs import Pairs
 from neobert.errors import PipelineError
 
+log = logging.getLogger(__name__)
 KEPT_PASSES = 8
 
 
@@ -65,6 +70,7 @@ class Schedule:
         self._used = [np.zeros(len(self.present), dtype=np.int64)]
         self._lock = threading.Lock()  # batches may be made by several threads
         self._passes: OrderedDict[tuple[int, int], list[np.ndarray]] = OrderedDict()
+        self._frequent: dict[int, np.ndarray] = {}
 
     def _rows(self, group: int, turn: int) -> np.ndarray:
         """The rows of a group in the order of its pass number ``turn``."""
@@ -123,9 +129,66 @@ class Schedule:
         return self._passes[group, turn][index]
 
     def _make_pass(self, group: int, turn: int) -> list[np.ndarray]:
-        rows = self._rows(group, turn)
-        size, batches, waiting, position = int(self.sizes[group]), [], rows[:0], 0
-        for _ in range(int(self.batches_per_pass[group])):
+        rows, count = self._rows(group, turn), int(self.batches_per_pass[group])
+        first = group not in self._frequent
+        if first:
+            self._frequent[group] = self._frequent_texts(group)
+        if len(self._frequent[group]):
+            rows = self._deal(rows, group, turn)
+        total = min(len(rows), count * int(self.sizes[group]))
+        batches = self._cut(rows, [total * (i + 1) // count - total * i // count for i in range(count)])
+        alone = sum(len(batch) < 2 for batch in batches)
+        if first and alone:
+            log.warning(
+                "%d of %d batches of source %s hold fewer than 2 pairs, so they have no in-batch negatives: too many of "
+                "its pairs share a text, which a batch holds once; make its texts differ, or remove it from "
+                "contrastive_data.sources",
+                alone, count, self.pairs.names[group],
+            )  # fmt: skip
+        return batches
+
+    def _frequent_texts(self, group: int) -> np.ndarray:
+        """Sorted identities of the texts that more rows share than half of a pass has batches."""
+        limit = max(int(self.batches_per_pass[group]) / 2, 1)
+        bits = np.zeros(
+            1 << 16, dtype=np.int64
+        )  # a text's first 16 bits; few have a frequent text's, so memory is small
+        for _, texts in self.pairs.texts_of(group, int(self.by_class)):
+            bits += np.bincount((texts >> 48).astype(np.int64), minlength=len(bits))
+        found = [texts[bits[texts >> 48] > limit] for _, texts in self.pairs.texts_of(group, int(self.by_class))]
+        values, counts = np.unique(np.concatenate(found), return_counts=True)
+        return values[counts > limit]
+
+    def _deal(self, rows: np.ndarray, group: int, turn: int) -> np.ndarray:
+        """``rows`` with those of each frequent text spread evenly, and no more of them than the pass has batches."""
+        place = np.full(self.pairs.rows, -1)
+        place[rows] = np.arange(len(rows))
+        frequent, keys = self._frequent[group], []
+        for owner, texts in self.pairs.texts_of(group, int(self.by_class)):
+            number = np.searchsorted(frequent, texts).clip(max=len(frequent) - 1)
+            hit = (frequent[number] == texts) & (place[owner] >= 0)
+            keys.append(number[hit] * len(rows) + place[owner[hit]])
+        number, places = np.divmod(np.unique(np.concatenate(keys)), len(rows))
+        of_text = sorted(np.split(places, np.flatnonzero(np.diff(number)) + 1), key=len, reverse=True)
+        kept = np.ones(len(rows), dtype=bool)
+        for found in of_text:
+            kept[found[kept[found]][int(self.batches_per_pass[group]) :]] = False
+        free = kept.copy()
+        free[places] = False
+        position = np.empty(len(rows))
+        position[free] = (np.arange(free.sum()) + 0.5) / max(free.sum(), 1)
+        # Away from 0 and 1, where two neighbours of a text could meet in the batch between them.
+        offsets = _generator(self.seed, 4, group, turn).uniform(0.25, 0.75, len(of_text))
+        for found, offset in zip(of_text[::-1], offsets, strict=True):  # a row's most frequent text has the last word
+            left = found[kept[found]]
+            position[left] = (np.arange(len(left)) + offset) / max(len(left), 1)
+        chosen = np.flatnonzero(kept)
+        return rows[chosen[np.argsort(position[chosen], kind="stable")]]
+
+    def _cut(self, rows: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
+        """Batches of ``sizes`` rows, in order; one that shares a text with its batch waits for the next."""
+        batches, waiting, position = [], rows[:0], 0
+        for size in sizes:
             batch = rows[:0]
             while True:
                 fresh = rows[position : position + size - len(batch)]

@@ -5,7 +5,7 @@ own tokens. A part holds ``PART_ROWS`` pairs; the row ``i`` of a split is row ``
 ``i // PART_ROWS``. Groups, the (source, kind) that a batch is drawn from, are numbered in the manifest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,6 +121,16 @@ class Pairs:
     def hashes(self, row: int) -> np.ndarray:
         """uint64 identities of the pair's texts: query, positive, negatives."""
         return self.parts[row // PART_ROWS].hashes[row % PART_ROWS]
+
+    def texts_of(self, group: int, skip: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(row, identity of one of its texts) of a group, flat, part by part, without the first ``skip`` of each row."""
+        for number, part in enumerate(self.parts):
+            rows = np.flatnonzero(part.groups == group)
+            values, offsets = part.hashes
+            counts = np.diff(offsets)[rows] - skip
+            starts = offsets[rows] + skip - (np.cumsum(counts) - counts)
+            where = np.repeat(starts, counts) + np.arange(counts.sum())
+            yield np.repeat(rows + number * PART_ROWS, counts), values[where]
 
     def negative_counts(self) -> np.ndarray:
         """[rows] number of negatives of every pair."""

@@ -81,6 +81,52 @@ def test_no_text_twice_in_a_batch(tmp_path, tokenizer_dir):
     assert np.mean(sizes) > 4.4
 
 
+def unlabelled(root: Path, tokenizer_dir: Path, rows: list[dict]) -> Pairs:
+    root.mkdir()
+    (root / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = PairSource(path=str(root / "p.jsonl"), negative="negative" if "negative" in rows[0] else None)
+    config = ContrastiveDataConfig(sources={"faq": source}, decontaminate=[], validation_fraction=0.0)
+    preprocess(config, tokenizer_dir, root / "pairs", root / "cache")
+    return Pairs(root / "pairs", "train")
+
+
+def test_rows_of_a_frequent_text_are_dealt_over_the_pass(tmp_path, tokenizer_dir, caplog):
+    rows = [
+        {"query": f"w{i % 100} {i}", "corpus": "see the manual" if i < 300 else f"answer w1 {i}"} for i in range(400)
+    ]
+    pairs = unlabelled(tmp_path / "faq", tokenizer_dir, rows)
+    schedule = Schedule(pairs, 64, {}, 1.0, seed=0)
+    assert schedule.steps_per_epoch == 6
+    for turn in range(3):
+        taken = [schedule.batch(step)[1] for step in range(6 * turn, 6 * turn + 6)]
+        # A batch holds the common answer once, so a pass has 100 + 6 rows; one by one they would fill two batches.
+        assert sorted(len(batch) for batch in taken) == [17, 17, 18, 18, 18, 18]
+        assert len(np.unique(np.concatenate(taken))) == 106
+        assert all((np.array([pairs.hashes(row)[1] for row in batch]) == pairs.hashes(0)[1]).sum() == 1
+                   for batch in taken)  # fmt: skip
+    common = {int(row) for step in range(60) for row in schedule.batch(step)[1] if row < 300}
+    assert len(common) > 45  # others every pass
+    assert schedule.batch(13)[1].tolist() == Schedule(pairs, 64, {}, 1.0, seed=0).batch(13)[1].tolist()
+    assert not caplog.records
+
+
+def test_texts_that_do_not_repeat_stay_in_the_permutations_order(tmp_path, tokenizer_dir):
+    rows = [{"query": f"w{i % 100} {i}", "corpus": f"answer w1 {i}", "negative": f"other w2 {i}"} for i in range(100)]
+    schedule = Schedule(unlabelled(tmp_path / "s", tokenizer_dir, rows), 16, {}, 1.0, seed=0)
+    order = schedule._rows(0, turn=1)
+    taken = [schedule.batch(step)[1].tolist() for step in range(6, 12)]
+    assert taken == [order[start : start + 16].tolist() for start in range(0, 96, 16)]
+
+
+def test_batches_of_one_pair_are_warned_of(tmp_path, tokenizer_dir, caplog):
+    rows = [{"query": f"w{i} w1", "corpus": f"w{i} w2", "negative": "w3 w4"} for i in range(40)]
+    schedule = Schedule(unlabelled(tmp_path / "s", tokenizer_dir, rows), 8, {}, 1.0, seed=0)
+    assert [len(schedule.batch(step)[1]) for step in range(10)] == [1] * 10
+    assert [record.getMessage().split(",")[0] for record in caplog.records] == [
+        "5 of 5 batches of source faq hold fewer than 2 pairs"
+    ]
+
+
 def labelled(root: Path, tokenizer_dir: Path, labels: list[int | str]) -> Pairs:
     rows = [{"query": f"w{i} w1", "corpus": f"w{i} w2", "of": label} for i, label in enumerate(labels)]
     (root / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
