@@ -140,8 +140,8 @@ class Schedule:
         alone = sum(len(batch) < 2 for batch in batches)
         if first and alone:
             log.warning(
-                "%d of %d batches of source %s hold fewer than 2 pairs, so they have no in-batch negatives: too many of "
-                "its pairs share a text, which a batch holds once; make its texts differ, or remove it from "
+                "%d of %d batches of source %s hold fewer than 2 pairs, so they have no in-batch negatives: too many "
+                "of its pairs share a text, which a batch holds once; make its texts differ, or remove it from "
                 "contrastive_data.sources",
                 alone, count, self.pairs.names[group],
             )  # fmt: skip

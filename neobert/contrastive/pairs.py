@@ -123,7 +123,7 @@ class Pairs:
         return self.parts[row // PART_ROWS].hashes[row % PART_ROWS]
 
     def texts_of(self, group: int, skip: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(row, identity of one of its texts) of a group, flat, part by part, without the first ``skip`` of each row."""
+        """(row, identity of a text of it) of a group, flat, part by part; the first ``skip`` of a row are left out."""
         for number, part in enumerate(self.parts):
             rows = np.flatnonzero(part.groups == group)
             values, offsets = part.hashes
