@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
+import pyarrow as pa
 
 from neobert.config.contrastive_data import PairSource
 from neobert.contrastive.columns import expression, roots, rules
@@ -18,6 +19,9 @@ from neobert.contrastive.hub_sources import Part
 from neobert.errors import PipelineError
 from neobert.io import sha256_file
 from neobert.jsonl import parse_line
+
+_NAMES = {bool: "true or false", int: "number", float: "number", str: "text", list: "list", dict: "object"}
+_SCALARS = {bool: pa.bool_(), int: pa.int64(), str: pa.large_string(), type(None): pa.null()}
 
 
 class Rows(NamedTuple):
@@ -161,38 +165,37 @@ def _read_jsonl(path: Path, wanted: list[str]) -> pl.DataFrame:
 
 
 def _series(path: Path, name: str, values: list, numbers: list[int]) -> pl.Series:
-    """A polars column; mixed types are refused with the line where they begin."""
-    first, where = _kind(values, 0)
-    if isinstance(first, str) and "mixed" not in first:
-        for index in range(where, len(values)):
-            kind = _type_name(values[index])
-            if kind is not None and kind != first and {kind, first} != {"list", "list of str"}:
-                raise PipelineError(
-                    f"{path}:{numbers[index]}: column {name!r} holds {kind}, but {first} on line {numbers[where]}; "
-                    "give the column one type"
-                )
+    """A polars column of one type that holds all values; mixed types are refused with the line where they begin."""
+    dtype = _arrow_type(f"column {name!r}", path, values, numbers)
     try:
-        if first == "list of str":
-            return pl.Series(name, values, dtype=pl.List(pl.String), strict=True)
-        return pl.Series(name, values, strict=True)
-    except (TypeError, pl.exceptions.PolarsError) as error:
-        raise PipelineError(f"{path}: column {name!r} holds values of mixed types ({error})") from error
+        if pa.types.is_nested(dtype):  # polars takes the type of a list in a struct from its first value
+            return pl.Series(name, pl.from_arrow(pa.array(values, dtype)))
+        return pl.Series(name, values, dtype=pl.Float64 if pa.types.is_floating(dtype) else None, strict=True)
+    except (OverflowError, pa.ArrowException, pl.exceptions.PolarsError) as error:
+        raise PipelineError(f"{path}: column {name!r} holds a number too large for {dtype} ({error})") from error
 
 
-def _kind(values: list, start: int) -> tuple[str | None, int]:
-    for index in range(start, len(values)):
-        if (kind := _type_name(values[index])) is not None and kind != "list":
-            return kind, index
-    return None, 0
+def _arrow_type(what: str, path: Path, values: list, numbers: list[int]) -> pa.DataType:
+    """The type of ``values``, which are on the lines ``numbers``: of all of them, so their order does not matter.
 
-
-def _type_name(value: object) -> str | None:
-    """Type of a JSON value; ``None`` for null, ``list`` for a list that says nothing of its elements."""
-    if value is None:
-        return None
-    if not isinstance(value, list):
-        return "number" if isinstance(value, float | int) and not isinstance(value, bool) else type(value).__name__
-    inner = {_type_name(v) for v in value} - {None}
-    if not inner:
-        return "list"
-    return f"list of {inner.pop()}" if len(inner) == 1 else "list of mixed types"
+    Numbers of which one has a fraction are floats; objects have the fields that any of them has.
+    """
+    types = {type(value) for value in values} - {type(None)}
+    if len({_NAMES[t] for t in types}) > 1:
+        found = [(_NAMES[type(value)], line) for value, line in zip(values, numbers, strict=True) if value is not None]
+        first, where = found[0]
+        kind, line = next((kind, line) for kind, line in found if kind != first)
+        raise PipelineError(f"{path}:{line}: {what} holds {kind}, but {first} on line {where}; give it one type")
+    if types == {list}:
+        inner = [(x, line) for value, line in zip(values, numbers, strict=True) for x in value or ()]
+        return pa.large_list(_arrow_type(f"a list in {what}", path, [x for x, _ in inner], [line for _, line in inner]))
+    if types == {dict}:
+        rows = [(value, line) for value, line in zip(values, numbers, strict=True) if value is not None]
+        fields = dict.fromkeys(key for value, _ in rows for key in value)
+        lines = [line for _, line in rows]
+        return pa.struct(
+            [(key, _arrow_type(f"{what}: {key!r}", path, [v.get(key) for v, _ in rows], lines)) for key in fields]
+        )
+    if types == {int} and max(v for v in values if v is not None) >= 2**63:
+        return pa.uint64()
+    return pa.float64() if float in types else _SCALARS[next(iter(types), type(None))]

@@ -14,6 +14,7 @@ from neobert.contrastive.columns import expression
 from neobert.contrastive.pairs import Pairs
 from neobert.contrastive.preprocess import preprocess
 from neobert.contrastive.schema import shape_of, validate
+from neobert.contrastive.sources import read_source_file
 from neobert.errors import PipelineError
 from neobert.io import verify_manifest
 
@@ -77,11 +78,19 @@ def test_bad_rows_are_quarantined_with_their_rule(tmp_path, tokenizer_dir):
         ),
         (
             [{"query": "a b", "corpus": "c d"}, {"query": 3, "corpus": "c d"}],
-            r"p\.jsonl:2: column 'query' holds number",
+            r"p\.jsonl:2: column 'query' holds number, but text on line 1",
         ),
         ([{"query": "a b", "text": "c d"}], r"no column 'corpus'; its columns are query, text"),
         ([{"query": "a b", "corpus": 1.5}], r"p\.jsonl: column rule for 'corpus' gives Float64"),
-        ([{"query": "a b", "corpus": ["x", 3]}], r"p\.jsonl: column 'corpus' holds values of mixed types"),
+        ([{"query": "a b", "corpus": ["x", 3]}], r"p\.jsonl:1: a list in column 'corpus' holds number, but text on"),
+        (
+            [{"query": "a b", "corpus": {"t": "c d"}}, "", {"query": "a b", "corpus": {"t": 4}}],
+            r"p\.jsonl:3: column 'corpus': 't' holds number, but text on line 1",
+        ),
+        (
+            [{"query": "a b", "corpus": {"t": "c d", "n": 2**70}}],
+            r"p\.jsonl: column 'corpus' holds a number too large",
+        ),
         (["[1]"], r"p\.jsonl:1: is a JSON list"),
         ([], "is empty"),
     ],
@@ -147,6 +156,25 @@ def test_the_triplets_of_one_pair_become_one_pair_with_their_negatives(tmp_path,
     assert kept["negatives"].to_list() == [["w50", "w52", "w53"], ["w51"]]
     assert report["sources"]["mine"]["duplicates"] == 3
     assert Pairs(out, "train").negative_counts().tolist() == [3, 1]
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_a_columns_type_does_not_depend_on_which_row_comes_first(tmp_path, turn):
+    lines = [
+        {"query": "w1 w2", "corpus": {"id": 1, "text": "w3 w4"}, "bad": [], "score": 5, "m": {"s": [5]}},
+        {"query": "w1 w2", "corpus": {"text": "w3 w5"}, "bad": [{"id": 1}], "score": 4.8, "m": {"s": [4.5, 3]}},
+        {"query": "w1 w2", "corpus": None, "bad": [{"text": "w6"}], "score": None, "m": {"t": True, "s": [1]}},
+        {"query": "w1 w2", "corpus": {"id": 2**63}, "bad": [{"text": None}, {"id": 3}], "score": 2**64, "m": None},
+    ][::turn]
+    path = jsonl(tmp_path / "p.jsonl", lines)
+    source = PairSource(path=str(path), corpus="corpus.text", negative="bad[*].text", score="score", label="corpus.id")
+    frame = read_source_file(path, source)[::turn]
+    assert frame["corpus"].to_list() == ["w3 w4", "w3 w5", None, None]
+    assert frame["negative"].to_list() == [[], [None], ["w6"], [None, None]]
+    assert frame["score"].to_list() == [5.0, 4.8, None, 2.0**64]
+    assert frame["label"].to_list() == ["1", None, None, str(2**63)]
+    nested = dataclasses.replace(source, score="m.s[0]")
+    assert read_source_file(path, nested)[::turn]["score"].to_list() == [5.0, 4.5, 1.0, None]
 
 
 def test_labels_become_classes(tmp_path, tokenizer_dir):
