@@ -2,8 +2,8 @@
 
 Algorithm: within each group, the distinct documents are ranked for every query, by BM25 over token ids (so words are
 split as the tokenizer splits them) or by cosine under an embedding model. Of the ranks ``range_min`` to ``range_max``
-a pair takes the first documents that are no positive of its query or label anywhere in the data and, with
-``relative_margin``, do not score too near the positive, which would make them likely false negatives. Cost: BM25
+a pair takes the first documents that are not its query, no positive of its query or label anywhere in the data and,
+with ``relative_margin``, do not score too near the positive, which would make them likely false negatives. Cost: BM25
 about 1000 queries a second over 25k documents; a model encodes each text once, then a matrix product a block of
 queries.
 Source: names and the margin as sentence-transformers' ``mine_hard_negatives``; NV-Retriever (Moreira et al. 2024).
@@ -44,7 +44,7 @@ def mine(pairs: pl.DataFrame, config: MiningConfig, tokenizer_sha256: str) -> tu
     columns = _Negatives(*(pairs[name].to_list() for name in ("negatives", "negative_ids", "hashes")))
     positives: dict[int, set[int]] = defaultdict(set)
     for (query, positive, *_), of_class in zip(columns.hashes, pairs["class"].to_list(), strict=True):
-        positives[query].add(positive)
+        positives[query].update((positive, query))  # the query may be another pair's document
         positives[of_class].add(positive)
     before = sum(map(len, columns.texts))
     groups = pairs.with_row_index("_row").group_by("source", "kind", maintain_order=True).agg("_row")

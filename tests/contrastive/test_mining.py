@@ -57,6 +57,22 @@ def test_a_document_of_the_same_label_is_no_negative(tmp_path, tokenizer_dir):
     assert rows[9]["negatives"] == []
 
 
+def test_a_query_is_not_its_own_negative(tmp_path, tokenizer_dir):
+    rows = [
+        {"query": "w1 w2", "corpus": "w3 w4"},
+        {"query": "w5 w6", "corpus": "W1  w2"},  # the first query, as another's answer
+        {"query": "w7 w8", "corpus": "w1 w9"},
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = ContrastiveDataConfig(
+        sources={"s": PairSource(path=str(tmp_path / "p.jsonl"))}, decontaminate=[], validation_fraction=0.0,
+        mine_negatives=MiningConfig(relative_margin=None),
+    )  # fmt: skip
+    preprocess(config, tokenizer_dir, tmp_path / "pairs", tmp_path / "cache")
+    frame = pl.read_parquet(tmp_path / "pairs" / "train" / "part-00000.parquet")
+    assert frame["negatives"].to_list()[0] == ["w1 w9"]
+
+
 def test_margin_and_ranks():
     scores = np.array([5.0, 4.9, 4.0, 0.0, 3.0, 4.0])
     config = MiningConfig(relative_margin=None, range_max=4)

@@ -68,6 +68,19 @@ def test_bad_rows_are_quarantined_with_their_rule(tmp_path, tokenizer_dir):
         run(tmp_path, tokenizer_dir, dataclasses.replace(cfg, max_bad_fraction=0.1))
 
 
+def test_texts_differ_in_more_than_case_and_white_space():
+    rows = [
+        ("w1 w2", ["w3 w4"], ["w3 w5"]),
+        ("w1 w2", ["w6", "W1  w2 "], ["w3 w5"]),
+        ("w1 w2", ["w3 w4"], ["w7", " w3\tW4"]),
+    ]
+    lists = pl.DataFrame(rows, schema=["query", "corpus", "negative"], orient="row")
+    for frame in (lists, lists.with_columns(pl.col("corpus", "negative").list.last())):
+        good, bad = validate(frame, shape_of(frame, "frame"), minimum=1, maximum=100, where="frame")
+        assert good.equals(frame[:1])
+        assert bad["rule"].to_list() == ["corpus differs from query", "negative differs from corpus"]
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
