@@ -185,9 +185,8 @@ def discard_after(scratch: Path, step: int) -> None:
         (directory / str(later) / MANIFEST).unlink()  # first, so that a removal cut short looks like one
         shutil.rmtree(directory / str(later))
     for model in (scratch / MODEL_CHECKPOINTS).glob("*"):
-        if (
-            model.name.isdigit() and int(model.name) > step
-        ):  # the newest are kept, by step: it would displace the new course's
+        # The newest are kept, by step: one from beyond would displace the new course's.
+        if model.name.isdigit() and int(model.name) > step:
             shutil.rmtree(model)
 
 
