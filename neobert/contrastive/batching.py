@@ -150,9 +150,8 @@ class Schedule:
     def _frequent_texts(self, group: int) -> np.ndarray:
         """Sorted identities of the texts that more rows share than half of a pass has batches."""
         limit = max(int(self.batches_per_pass[group]) / 2, 1)
-        bits = np.zeros(
-            1 << 16, dtype=np.int64
-        )  # a text's first 16 bits; few have a frequent text's, so memory is small
+        # By a text's first 16 bits: few share a frequent text's, so little is held.
+        bits = np.zeros(1 << 16, dtype=np.int64)
         for _, texts in self.pairs.texts_of(group, int(self.by_class)):
             bits += np.bincount((texts >> 48).astype(np.int64), minlength=len(bits))
         found = [texts[bits[texts >> 48] > limit] for _, texts in self.pairs.texts_of(group, int(self.by_class))]
