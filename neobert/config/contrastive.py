@@ -142,7 +142,9 @@ class ContrastiveConfig:
     metric_for_best_model: Annotated[
         Literal["loss", "accuracy", "recall_at_10", "mrr_at_10"], "What the best model is best by, on held-out pairs."
     ] = "loss"
-    embedding_warmup: Annotated[EmbeddingWarmupConfig | None, "Train the embedding table first; null does not."] = None
+    embedding_warmup: Annotated[
+        EmbeddingWarmupConfig | None, "Train the embedding table first (needs token_weights); null does not."
+    ] = None
     trainer: Annotated[ContrastiveTrainerConfig, "Length and batch."] = field(default_factory=ContrastiveTrainerConfig)
     optimizer: Annotated[OptimizerConfig, "The optimizer."] = field(default_factory=_optimizer)
     scheduler: Annotated[SchedulerConfig, "The learning rate's course."] = field(default_factory=_scheduler)
@@ -161,4 +163,10 @@ class ContrastiveConfig:
             yield (
                 "embedding_warmup",
                 f"is a mean of embeddings, which does not fit pooling {self.pooling}; make it null",
+            )
+        if self.embedding_warmup is not None and self.token_weights == "none":
+            yield (
+                "embedding_warmup",
+                "puts the lengths of embeddings into token weights, and token_weights is none; take ones or idf, or "
+                "make the warm-up null",
             )

@@ -15,6 +15,7 @@ from neobert.config.contrastive_data import ContrastiveDataConfig, PairSource
 from neobert.config.optimizer import OptimizerConfig
 from neobert.config.runtime import RuntimeConfig
 from neobert.config.scheduler import SchedulerConfig
+from neobert.config.schema import parse
 from neobert.contrastive import finetune as module
 from neobert.contrastive.evaluate import KeepBest
 from neobert.contrastive.finetune import Places, finetune
@@ -246,6 +247,21 @@ def test_unusable_settings_are_refused(world, tmp_path):
         PipelineError, match=r"contrastive\.loss: supcon needs labels, and small of the pairs have none"
     ):
         finetune(config(loss="supcon"), unlabelled, runtime=RUNTIME, seed=0, world=1)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"token_weights": "none"}, "token_weights is none; take ones or idf"),
+        ({"token_weights": "idf", "pooling": "cls"}, "does not fit pooling cls"),
+    ],
+)
+def test_a_warm_up_that_cannot_be_taken_over_is_refused(value, message):
+    problems: list[str] = []
+    parse(ContrastiveConfig, value | {"embedding_warmup": {}}, "contrastive", problems)
+    assert len(problems) == 1
+    assert problems[0].startswith("contrastive.embedding_warmup")
+    assert message in problems[0]
 
 
 @pytest.mark.parametrize("world_size", [3, 32])
