@@ -295,3 +295,19 @@ def test_one_bad_row_among_many_is_found():
     good, bad = validate(frame, shape_of(frame, "frame"), minimum=2, maximum=1000, where="frame")
     assert good.equals(frame.filter(number != 77))
     assert bad.select("corpus", "rule").rows() == [("the document number 77 with more words", "query: not blank")]
+
+
+@pytest.mark.parametrize("kind", ["string", "list"])
+def test_texts_that_differ_late_differ_and_white_space_and_case_never_count(kind):
+    long = "the same beginning of some length, then "
+    cases = [
+        (long + "one", long + "two", False),
+        (long + "One", long.replace(" ", "  ") + "one", True),
+        ("a" + " " * 90 + "b", "A b", True),
+        ("a" + " " * 90 + "b", "a c", False),
+        ("\u03a3\u03a3", "\u03c3\u03c2", True),
+    ]
+    wrap = (lambda text: text) if kind == "string" else (lambda text: ["another", text])
+    frame = pl.DataFrame({"query": [c[0] for c in cases], "corpus": [wrap(c[1]) for c in cases]})
+    _, bad = validate(frame, shape_of(frame, "x"), minimum=1, maximum=500, where="x")
+    assert bad["query"].to_list() == [c[0] for c in cases if c[2]]
