@@ -158,7 +158,7 @@ class TrainStep:
         """
         names = list(self.window)
         values = dict(zip(names, torch.stack([self.window[n] for n in names]).tolist(), strict=True))
-        steps, terms = values.pop("steps"), values.pop("terms")
+        steps, terms = values.pop("steps"), max(values.pop("terms"), 1.0)
         counters = {name: values.pop(name) for name in COUNTERS}
         for name in names:
             if name not in COUNTERS:
