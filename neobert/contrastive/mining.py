@@ -114,20 +114,13 @@ def _ranking(config: MiningConfig, queries: Tokens, documents: Tokens, tokenizer
 
 
 def _bm25(queries: Tokens, documents: Tokens) -> Ranking:
-    import bm25s
+    from neobert.lexical import WordIndex
 
     def words(ids: np.ndarray) -> list[str]:
         return [str(i) for i in ids[1:-1].tolist()]  # without the special tokens at both ends
 
-    engine = bm25s.BM25()
-    engine.index([words(ids) for ids in documents], show_progress=False)
-    known = set(engine.vocab_dict)
-
-    def scores(block: slice) -> np.ndarray:
-        asked = [[w for w in words(ids) if w in known] for ids in queries[block]]
-        return np.stack([engine.get_scores(w) if w else np.zeros(len(documents)) for w in asked])
-
-    return scores
+    index = WordIndex([words(ids) for ids in documents])
+    return lambda block: np.stack([index.scores(words(ids)) for ids in queries[block]])
 
 
 def _encoder(directory: Path, queries: Tokens, documents: Tokens, tokenizer_sha256: str) -> Ranking:

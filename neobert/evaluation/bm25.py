@@ -1,18 +1,17 @@
-"""BM25 as the baseline without training: bm25s over words with identifiers split.
+"""BM25 as the baseline without training, over words with identifiers split.
 
 Words: camel case and snake case are split and lower-cased (``readNextLine`` and ``read_next_line`` both give read,
-next, line), punctuation is dropped, no stop words, no stemming, so that nothing assumes a language. Scores are those
-of Lucene's BM25 (k1 = 1.5, b = 0.75). Source: https://github.com/xhluca/bm25s. Cost: one sparse matrix product.
+next, line), punctuation is dropped, no stop words, no stemming, so that nothing assumes a language.
 """
 
 import re
 from typing import Any
 
-import bm25s
 import numpy as np
 from mteb.models.model_meta import ModelMeta
 
 from neobert.io import fingerprint
+from neobert.lexical import VERSION, WordIndex
 
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _WORD = re.compile(r"[^\W_]+")
@@ -24,28 +23,24 @@ def words(text: str) -> list[str]:
 
 
 class BM25Search:
-    """MTEB's search protocol (``index``, ``search``) over bm25s, for retrieval and reranking tasks."""
+    """MTEB's search protocol (``index``, ``search``) over BM25, for retrieval and reranking tasks."""
 
     def __init__(self) -> None:
-        revision = fingerprint(["bm25s", bm25s.__version__, _CAMEL.pattern, _WORD.pattern])
+        revision = fingerprint(["bm25s", VERSION, _CAMEL.pattern, _WORD.pattern])
         self.mteb_model_meta = ModelMeta.create_empty({"name": "neobert/bm25", "revision": revision})
 
     def index(self, corpus: Any, **_: Any) -> None:
         """Index the documents (title and text)."""
         self._ids = list(corpus["id"])
         texts = [f"{title} {text}" for title, text in zip(corpus["title"], corpus["text"], strict=True)]
-        self._engine = bm25s.BM25()
-        self._engine.index([words(text) for text in texts], show_progress=False)
+        self._index = WordIndex([words(text) for text in texts])
 
     def search(self, queries: Any, *, top_k: int, top_ranked: Any = None, **_: Any) -> dict[str, dict[str, float]]:
         """Scores of the best ``top_k`` documents that share a word with the query (of its candidates, if given)."""
         number = {identifier: i for i, identifier in enumerate(self._ids)}
         found = {}
         for identifier, text in zip(queries["id"], queries["text"], strict=True):
-            asked = words(text)
-            scores = (
-                self._engine.get_scores(asked) if asked else np.zeros(len(self._ids))
-            )  # bm25s refuses an empty query
+            scores = self._index.scores(words(text))
             if top_ranked is not None:
                 candidates = np.array([number[d] for d in top_ranked[identifier]])
             else:
