@@ -20,10 +20,17 @@ class DistributedConfig:
     num_processes: Annotated[
         int | None, "Processes a stage starts on this host; null is one a local GPU, and one on a CPU.", Bounds(ge=1)
     ] = None
+    ddp_bucket_cap_mb: Annotated[
+        int | None,
+        "MiB of gradients that ddp reduces at once; null is 256. A compiled step is cut there.",
+        Bounds(ge=1),
+    ] = None
     shard_size: Annotated[int | None, "Ranks in one group of hsdp; null is the ranks of one host.", Bounds(ge=2)] = None
 
     def problems(self) -> Iterable[tuple[str, str]]:
         """A key that the chosen strategy would ignore."""
+        if self.ddp_bucket_cap_mb is not None and self.strategy != "ddp":
+            yield "ddp_bucket_cap_mb", f"belongs to strategy ddp, not {self.strategy}; remove it"
         if self.shard_size is not None and self.strategy != "hsdp":
             yield "shard_size", f"belongs to strategy hsdp, not {self.strategy}; remove it"
 

@@ -28,6 +28,9 @@ from neobert.model.encoder import Encoder
 
 # Newer torch renames the option; this name works in every version that we support.
 warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+# torch's 25 MiB cut a compiled graph of 28 x 768 at every layer, and each cut costs time; the last reduction, which
+# nothing hides, should still be short on slow links (benchmarks/README.md, weak scaling).
+DDP_BUCKET_CAP_MB = 256
 REFUSED = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_FSDP": "accelerate's FSDP"}
 
 
@@ -70,7 +73,13 @@ class Workers:
         self.accelerator = Accelerator(
             mixed_precision="no",
             cpu=not torch.cuda.is_available(),
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(
+                    bucket_cap_mb=config.ddp_bucket_cap_mb or DDP_BUCKET_CAP_MB,
+                    gradient_as_bucket_view=True,
+                    broadcast_buffers=False,
+                )
+            ],
         )
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device

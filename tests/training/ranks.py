@@ -12,6 +12,7 @@ import torch
 
 from neobert.config.runtime import DistributedConfig
 from neobert.training.checkpoint import Checkpointer
+from neobert.training.distributed import Workers
 from neobert.training.evaluate import evaluator
 from neobert.training.signals import Preempted
 from tests.training import tiny
@@ -70,7 +71,17 @@ def stop_where_it_just_saved(scratch: Path) -> None:
         stop(scratch, "ddp", tiny.RUNTIME["save_steps"])
 
 
+def note_buckets(out: Path) -> None:
+    """How large DDP's buckets are, without the option and with it."""
+    wrapped = [
+        Workers(DistributedConfig(ddp_bucket_cap_mb=mebibytes), "no").prepare(tiny.objective())
+        for mebibytes in (None, 3)
+    ]
+    (out / "buckets.txt").write_text(" ".join(str(module.bucket_bytes_cap // 2**20) for module in wrapped))
+
+
 def main(out: Path) -> None:
+    note_buckets(out)
     for strategy in ("ddp", "fsdp2", "hsdp"):
         train(out / strategy, strategy)
     for strategy in ("ddp", "fsdp2", "hsdp"):

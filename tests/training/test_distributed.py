@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from neobert.config.runtime import DistributedConfig
 from neobert.errors import PipelineError
-from neobert.training.distributed import refuse_other_engines
+from neobert.training.distributed import DDP_BUCKET_CAP_MB, refuse_other_engines
 from tests.training import tiny
 from tests.training.poison import Poisonable, Poisoned
 
@@ -57,6 +58,10 @@ def test_two_ranks_follow_one_process(ranks, alone, strategy):
     assert alone.state_dict.keys() == several["state"].keys()
     for key, value in alone.state_dict.items():
         torch.testing.assert_close(value, several["state"][key], atol=1e-5, rtol=1e-4, msg=key)
+
+
+def test_gradients_are_reduced_in_buckets_of_the_asked_size(ranks):
+    assert (ranks / "buckets.txt").read_text() == f"{DDP_BUCKET_CAP_MB} 3"
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
@@ -117,3 +122,8 @@ def test_other_engines_are_refused_by_name(variable, monkeypatch):
     monkeypatch.setenv(variable, "true")
     with pytest.raises(PipelineError, match="strategy: fsdp2"):
         refuse_other_engines()
+
+
+@pytest.mark.parametrize(("key", "value"), [("shard_size", 2), ("ddp_bucket_cap_mb", 100)])
+def test_a_key_of_another_strategy_is_named(key, value):
+    assert [found for found, _ in DistributedConfig(strategy="fsdp2", **{key: value}).problems()] == [key]
