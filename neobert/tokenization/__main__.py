@@ -4,9 +4,11 @@
 
 writes ``<output>/corpus`` and ``<output>/tokens`` and, with ``--max-length``, ``<output>/packed``: the layout of the
 pipeline's own stages. An interrupted run continues with its finished shards; another request, or changed local files,
-replaces what is there. On many machines: run once with ``--prepare``, then ``--rank R --world W`` in every task of an
-array, then once without them, which publishes. (A second array between the last two packs too: leave ``--max-length``
-out of the first publishing run.)
+replaces what is there, if ``<output>/request.json`` says that this command wrote it.
+
+On many machines: run once with ``--prepare``, then ``--rank R --world W`` in every task of an array, then once without
+them, which publishes. (A second array between the last two packs too: leave ``--max-length`` out of the first
+publishing run.)
 """
 
 import argparse
@@ -17,11 +19,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fsspec.implementations.local import LocalFileSystem
+
 from neobert.config.corpus import CorpusConfig
 from neobert.config.packing import PackingConfig
 from neobert.config.schema import parse
 from neobert.corpus.build import write_corpus
-from neobert.corpus.files import find_files
+from neobert.corpus.files import InputFile, find_files
 from neobert.errors import PipelineError
 from neobert.io import MANIFEST, fingerprint, read_json, sha256_file, write_json
 from neobert.jobs import Engine
@@ -30,7 +34,10 @@ from neobert.tokenization.stage import tokenize
 from neobert.tokenization.tokenizer import load_pretrained, open_tokenizer
 
 log = logging.getLogger("neobert.tokenization")
-REQUEST = "request.json"
+REQUEST = "request.json"  # in an output: what is there is this command's, and belongs to this request
+UNFINISHED = {"key": ""}
+REPLACED = ("corpus", "tokens", "packed", "tokenizer")
+LOADED = ".tokenizer"
 WEIGHTS = {".safetensors", ".bin"}  # a model beside its tokenizer
 
 
@@ -125,20 +132,24 @@ def prepare(config: CorpusConfig, tokenizer: str, output: Path, write: bool) -> 
     What an earlier request left in ``output`` stays until this one's files and tokenizer are found good, then goes.
 
     Raises:
-        PipelineError: they are not there, and ``write`` is false; a file or tokenizer that cannot be read.
+        PipelineError: they are not there, and ``write`` is false; a file or tokenizer that cannot be read; ``output``
+            holds what this command would remove and did not write.
     """
     hub = [vars(dataset) for dataset in config.hub]
-    request = {"key": fingerprint([{**vars(config), "hub": hub}, tokenizer, inputs(config, tokenizer)])}
+    files = find_files(config.files) if config.source == "files" else []
+    refuse_own_inputs(config, files, tokenizer, output)
+    request = {"key": fingerprint([{**vars(config), "hub": hub}, tokenizer, inputs(config, files, tokenizer)])}
     done = output / REQUEST
     if done.is_file() and read_json(done) == request and (output / "corpus" / MANIFEST).is_file():
         return
     if not write:
         raise PipelineError(f"{output}: holds no corpus of this request; run the same command once with --prepare")
-    loaded = output / ".tokenizer"
+    refuse_foreign_output(output)
+    loaded = output / LOADED
     shutil.rmtree(loaded, ignore_errors=True)
     load_pretrained(tokenizer, loaded)
     open_tokenizer(loaded)
-    done.unlink(missing_ok=True)  # first, so that a run cut short below does not pass for the earlier request's
+    write_json(done, UNFINISHED)  # first, so that a run cut short below does not pass for the earlier request's
     for name in ("tokens", "packed", "tokenizer"):
         shutil.rmtree(output / name, ignore_errors=True)
     loaded.rename(output / "tokenizer")
@@ -146,21 +157,62 @@ def prepare(config: CorpusConfig, tokenizer: str, output: Path, write: bool) -> 
     write_json(done, request)
 
 
-def inputs(config: CorpusConfig, tokenizer: str) -> list[list[Any]]:
+def refuse_foreign_output(output: Path) -> None:
+    """Keep what another wrote: a user's folder, or the pipeline's own ``data/``.
+
+    Raises:
+        PipelineError: ``output`` holds what this command replaces, and no request.json of its own beside it.
+    """
+    mark = output / REQUEST
+    values = read_json(mark) if mark.is_file() else None
+    if isinstance(values, dict) and values.keys() == UNFINISHED.keys():
+        return
+    for name in (*REPLACED, REQUEST):
+        if os.path.lexists(output / name):
+            raise PipelineError(
+                f"--output: {output} holds {name} and no {REQUEST} of this command, which thus may not replace it; "
+                f"give another --output, or move {output / name} away"
+            )
+
+
+def refuse_own_inputs(config: CorpusConfig, files: list[InputFile], tokenizer: str, output: Path) -> None:
+    """Keep the inputs: they may not lie where this command removes and writes, nor a data set's folder hold that.
+
+    Raises:
+        PipelineError: one does, by its name or through links.
+    """
+    parts = {output / part: names(output / part) for part in (*REPLACED, LOADED)}
+    folders = [Path(dataset.name) for dataset in config.hub if os.path.isdir(dataset.name)]
+    given = [("--dataset", Path(file.path)) for file in files if isinstance(file.filesystem, LocalFileSystem)]
+    given += [("--dataset", folder) for folder in folders]
+    given += [("--tokenizer", Path(tokenizer))] * os.path.isdir(tokenizer)
+    for option, path in given:
+        for part, both in parts.items():
+            if any(one.is_relative_to(other) for one in names(path) for other in both):
+                raise PipelineError(f"{option}: {path} lies in {part}, which this command replaces; move it elsewhere")
+    for folder in folders:
+        for part, both in parts.items():
+            if any(one.is_relative_to(other) for one in both for other in names(folder)):
+                raise PipelineError(f"--dataset: {folder} holds {part}, this command's own; give another --output")
+
+
+def names(path: Path) -> set[Path]:
+    """``path`` as it is written and as links resolve: to remove either's folder would remove it."""
+    return {Path(os.path.abspath(path)), path.resolve()}
+
+
+def inputs(config: CorpusConfig, files: list[InputFile], tokenizer: str) -> list[list[Any]]:
     """What local names stand for now: text by path, size and time of change, a tokenizer's files by hash.
 
     A name on the hub stands for itself.
-
-    Raises:
-        PipelineError: as ``find_files``.
     """
     found: list[list[Any]] = []
-    for file in find_files(config.files) if config.source == "files" else ():
+    for file in files:
         info = file.filesystem.info(file.path)
         found.append([file.path, info.get("size"), str(info.get("mtime") or info.get("ETag"))])
     for folder in (Path(dataset.name).resolve() for dataset in config.hub):
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        found.extend([str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files)
+        texts = sorted(path for path in folder.rglob("*") if path.is_file())
+        found.extend([str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in texts)
     if os.path.isdir(tokenizer):
         parts = sorted(path for path in Path(tokenizer).iterdir() if path.is_file() and path.suffix not in WEIGHTS)
         found.extend([path.name, sha256_file(path)] for path in parts)

@@ -144,11 +144,12 @@ def test_standalone_a_new_request_leaves_nothing_of_the_earlier_one(tokenizer, t
     assert hashes(tmp_path / "out" / "tokens") != first
     assert not (tmp_path / "out" / "packed").exists(), "rows of a beside tokens of b"
 
-    def killed(*_):
+    def killed(*arguments):
+        write_corpus(*arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("neobert.tokenization.__main__.write_json", killed)  # as it commits a's corpus
+        patch.setattr("neobert.tokenization.__main__.write_corpus", killed)  # a's corpus is there, but not committed
         main(request(tmp_path, "a", tokenizer))
     main(request(tmp_path, "b", tokenizer))
     assert [entry["source"] for entry in read_manifest(tmp_path / "out" / "tokens")["files"].values()] == [
@@ -180,6 +181,51 @@ def test_standalone_reads_changed_local_folders_anew(tokenizer, tmp_path):
     values["normalizer"] = {"type": "Lowercase"}
     (own / "tokenizer.json").write_text(json.dumps(values))
     assert run()["tokenizer"]["sha256"] != first["tokenizer"]["sha256"]
+
+
+def files_under(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["corpus", "tokens", "packed", "tokenizer"])
+def test_standalone_leaves_folders_that_it_did_not_write(tokenizer, tmp_path, name):
+    """The pipeline's own ``data/``, or a user's folder that happens to have such a name."""
+    own = tmp_path / "out" / name
+    own.mkdir(parents=True)
+    (own / "precious").write_text("mine")
+    arguments = request(tmp_path, "a", tokenizer)
+    before = files_under(tmp_path)
+    with pytest.raises(PipelineError, match=rf"--output: .*/out holds {name} and no request\.json of this"):
+        main(arguments)
+    assert files_under(tmp_path) == before
+    shutil.rmtree(own)
+    (tmp_path / "out" / "request.json").write_text('{"model": "mine"}')
+    with pytest.raises(PipelineError, match=r"out holds request\.json and no request\.json of this"):
+        main(arguments)
+
+
+def test_standalone_refuses_inputs_inside_what_it_replaces(tokenizer, tmp_path):
+    main(request(tmp_path, "a", tokenizer))
+    out = tmp_path / "out"
+    shutil.copytree(tokenizer, tmp_path / "kept")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "b.jsonl").write_text('{"text": "fine"}\n')
+    (out / "corpus" / "linked.jsonl").symlink_to(tmp_path / "texts" / "b.jsonl")
+    (tmp_path / "alias").symlink_to(out / "corpus")
+    before = files_under(tmp_path)
+    for dataset, loaded, message in (
+        (out / "corpus" / "train" / "*.parquet", tmp_path / "kept", "--dataset: .*parquet lies in .*out/corpus"),
+        (out / "corpus" / "linked.jsonl", tmp_path / "kept", "--dataset: .*linked.jsonl lies in .*out/corpus"),
+        (tmp_path / "alias" / "train" / "*.parquet", tmp_path / "kept", "--dataset: .*parquet lies in .*out/corpus"),
+        (out / "corpus", tmp_path / "kept", "--dataset: .*corpus lies in .*out/corpus"),
+        (out, tmp_path / "kept", "--dataset: .*out holds .*out/corpus"),
+        (tmp_path / "a.jsonl", out / "tokenizer", "--tokenizer: .*tokenizer lies in .*out/tokenizer"),
+    ):
+        arguments = request(tmp_path, "a", loaded)
+        arguments[1] = str(dataset)
+        with pytest.raises(PipelineError, match=message):
+            main(arguments)
+        assert files_under(tmp_path) == before
 
 
 def test_standalone_errors_are_one_line(tokenizer, tmp_path):
