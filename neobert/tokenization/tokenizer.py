@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 
 from neobert.errors import PipelineError
 from neobert.io import read_json, sha256_file
 from neobert.network import probe_hub
 
 log = logging.getLogger(__name__)
+PROBE = "a"
 ROLES = ("pad", "unk", "cls", "sep", "mask")
 
 
@@ -53,6 +54,9 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path, special_tokens: dict[s
 def load_pretrained(name_or_path: str, directory: Path) -> None:
     """Load a tokenizer by folder or hub name and save it into ``directory``.
 
+    One that does not put cls and sep around a text, as packing does around every segment, is made to: fine-tuning and
+    the exported model would feed the encoder what it never saw.
+
     Raises:
         PipelineError: it cannot be loaded, is not a fast tokenizer, or lacks a special token.
     """
@@ -79,7 +83,40 @@ def load_pretrained(name_or_path: str, directory: Path) -> None:
             f"tokenizer.name_or_path: {name_or_path!r} has no {', '.join(missing)} token; an encoder needs "
             "pad, cls, sep and mask: add them (tokenizer.add_special_tokens) and save it, or train one"
         )
-    tokenizer.save_pretrained(directory)
+    if _surrounds(tokenizer.backend_tokenizer, tokenizer.cls_token, tokenizer.sep_token):
+        tokenizer.save_pretrained(directory)
+        return
+    log.warning(
+        "tokenizer.name_or_path: %r does not put %s and %s around a text, as packing does: the copy saved here has a "
+        "post-processor that does",
+        name_or_path,
+        tokenizer.cls_token,
+        tokenizer.sep_token,
+    )
+    surround(tokenizer.backend_tokenizer, tokenizer.cls_token, tokenizer.sep_token)
+    # As transformers' general class: one of a model (Llama's) may make its own post-processor again when it loads.
+    tokens = {f"{role}_token": getattr(tokenizer, f"{role}_token") for role in ROLES}
+    save_tokenizer(tokenizer.backend_tokenizer, directory, {name: token for name, token in tokens.items() if token})
+
+
+def surround(tokenizer: Tokenizer, cls: str, sep: str) -> None:
+    """Have ``tokenizer`` put ``cls`` and ``sep`` around a text, and ``sep`` between two."""
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[cls, "$A", sep],
+        pair=[cls, "$A", sep, "$B:1", f"{sep}:1"],
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (cls, sep)],
+    )
+
+
+def _surrounds(tokenizer: Tokenizer, cls: str, sep: str) -> bool:
+    """Whether ``tokenizer`` does so on its own; also where one is no token of it, which ``open_tokenizer`` refuses."""
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())  # a copy: padding and truncation would hide the ends
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    first, last = tokenizer.token_to_id(cls), tokenizer.token_to_id(sep)
+    if first is None or last is None:
+        return True
+    return tokenizer.encode(PROBE).ids == [first, *tokenizer.encode(PROBE, add_special_tokens=False).ids, last]
 
 
 def open_tokenizer(directory: str | Path) -> tuple[Tokenizer, TokenizerInfo]:

@@ -12,10 +12,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from neobert.config.tokenizer import TokenizerConfig
 from neobert.errors import PipelineError
+from neobert.tokenization.tokenizer import surround
 
 log = logging.getLogger(__name__)
 SPECIAL = {
@@ -126,12 +127,7 @@ def _bpe(texts: list[str], config: TokenizerConfig) -> Tokenizer:
 
 def _finish(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.add_special_tokens(list(SPECIAL.values()))
-    cls, sep = SPECIAL["cls_token"], SPECIAL["sep_token"]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{cls} $A {sep}",
-        pair=f"{cls} $A {sep} $B:1 {sep}:1",
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (cls, sep)],
-    )
+    surround(tokenizer, SPECIAL["cls_token"], SPECIAL["sep_token"])
     log.info("trained a vocabulary of %d", tokenizer.get_vocab_size())
     return tokenizer
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from neobert.config.tokenizer import TokenizerConfig
@@ -86,6 +86,64 @@ def test_first_and_last_token_serve_as_cls_and_sep(corpus, tmp_path):
     PreTrainedTokenizerFast(tokenizer_object=rust, **names).save_pretrained(tmp_path / "theirs")
     info = build_tokenizer(TokenizerConfig(name_or_path=str(tmp_path / "theirs")), corpus, tmp_path / "out")
     assert (info.pad_token_id, info.cls_token_id, info.sep_token_id, info.mask_token_id) == (0, 1, 2, 3)
+
+
+ROBERTA = {"pad": "<pad>", "cls": "<s>", "sep": "</s>", "mask": "<mask>"}
+BERT = {role: f"[{role.upper()}]" for role in ROBERTA}
+
+
+def theirs(folder: Path, roles: dict[str, str], post_processor=None) -> dict:
+    """A word-level tokenizer from elsewhere; returns its words and their ids."""
+    words = {word: i for i, word in enumerate([*roles.values(), "<eos>", "a", "b"])}
+    rust = Tokenizer(models.WordLevel(words, unk_token=roles["pad"]))
+    rust.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if post_processor is not None:
+        rust.post_processor = post_processor
+    rust.enable_padding(length=16)  # as published sentence encoders have it
+    rust.enable_truncation(2)
+    names = {f"{role}_token": word for role, word in roles.items()}
+    PreTrainedTokenizerFast(tokenizer_object=rust, **names).save_pretrained(folder)
+    return words
+
+
+@pytest.mark.parametrize(
+    "post_processor",
+    [
+        None,
+        processors.ByteLevel(trim_offsets=False),
+        processors.TemplateProcessing(single="$A <eos>", pair="$A <eos> $B:1 <eos>:1", special_tokens=[("<eos>", 4)]),
+        processors.TemplateProcessing(single="[CLS] $A", pair="[CLS] $A $B:1", special_tokens=[("[CLS]", 1)]),
+    ],
+    ids=["none", "byte-level", "eos", "first only"],
+)
+def test_a_tokenizer_without_cls_and_sep_around_texts_gets_them(corpus, tmp_path, caplog, post_processor):
+    """Packing puts them around every segment, so texts of pairs and of the exported model must have them too."""
+    words = theirs(tmp_path / "theirs", BERT, post_processor)
+    with caplog.at_level("WARNING"):
+        build_tokenizer(TokenizerConfig(name_or_path=str(tmp_path / "theirs")), corpus, tmp_path / "out")
+    assert "does not put [CLS] and [SEP] around a text" in caplog.text
+    expected = [words[word] for word in ("[CLS]", "a", "b", "a", "[SEP]")]
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")("a b a")["input_ids"] == expected
+    rust, info = open_tokenizer(tmp_path / "out")
+    assert rust.encode("a b a").ids == expected
+    pair = ["[CLS]", "a", "[SEP]", "b", "[SEP]"]
+    assert rust.encode("a", "b").ids == [words[word] for word in pair]
+    assert (info.pad_token_id, info.unk_token_id, info.mask_token_id, info.vocab_size) == (0, 0, 3, 7)
+
+
+@pytest.mark.parametrize("how", ["roberta", "template"])
+def test_cls_and_sep_of_other_names_stay(corpus, tmp_path, caplog, how):
+    first, last = ("<s>", 1), ("</s>", 2)
+    template = "<s> $A </s>", "<s> $A </s> </s> $B </s>", [first, last]
+    own = processors.RobertaProcessing(last, first)
+    if how == "template":
+        own = processors.TemplateProcessing(single=template[0], pair=template[1], special_tokens=template[2])
+    words = theirs(tmp_path / "theirs", ROBERTA, own)
+    build_tokenizer(TokenizerConfig(name_or_path=str(tmp_path / "theirs")), corpus, tmp_path / "out")
+    assert "around" not in caplog.text
+    rust, _ = open_tokenizer(tmp_path / "out")
+    assert rust.encode("a").ids == [words["<s>"], words["a"], words["</s>"]]
+    assert rust.encode("a", "b").ids == [words[word] for word in ("<s>", "a", "</s>", "</s>", "b", "</s>")]
 
 
 def test_an_unreachable_or_missing_tokenizer_is_one_line(corpus, tmp_path, monkeypatch):
