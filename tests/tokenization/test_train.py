@@ -66,6 +66,46 @@ def test_vocabulary_must_hold_the_alphabet():
         train_tokenizer([], TokenizerConfig())
 
 
+def chinese(characters: int) -> list[str]:
+    """Texts that hold each of so many characters, the first ones more often (Zipf's law)."""
+    return ["".join(chr(0x4E00 + i) for i in range(0, characters, step)) for step in range(1, 60)] * 2
+
+
+def unknown_share(tokenizer: Tokenizer, texts: list[str]) -> float:
+    ids = [i for text in texts for i in tokenizer.encode(text, add_special_tokens=False).ids]
+    return ids.count(tokenizer.token_to_id("[UNK]")) / len(ids)
+
+
+def test_a_larger_vocabulary_keeps_more_of_a_large_alphabet(caplog):
+    texts = chinese(3000)
+    with caplog.at_level("WARNING"):
+        tokenizer = train_tokenizer(texts, TokenizerConfig(vocab_size=16_384))
+    assert not caplog.text
+    assert unknown_share(tokenizer, texts) < 0.0005
+
+
+def test_characters_without_room_are_said(caplog):
+    texts = chinese(3000)
+    with caplog.at_level("WARNING"):
+        tokenizer = train_tokenizer(texts, TokenizerConfig(vocab_size=8000))
+    share = unknown_share(tokenizer, texts)
+    assert (
+        f"room for 2000 of the sample's 3000 characters: the others, {share:.2%} of its text, read [UNK]" in caplog.text
+    )
+    assert "tokenizer.algorithm: bpe" in caplog.text
+    remedy = int(caplog.text.rpartition("tokenizer.vocab_size: ")[2])
+    assert unknown_share(train_tokenizer(texts, TokenizerConfig(vocab_size=remedy)), texts) < 0.0005
+
+
+def test_rare_characters_of_a_small_alphabet_take_no_room(caplog):
+    """Web text: a few letters make nearly all of it, and thousands of symbols the rest."""
+    texts = ["some words of plain text " * 400] * 400 + ["".join(map(chr, range(0x4E00, 0x4E00 + 1500)))] * 2
+    with caplog.at_level("WARNING"):
+        tokenizer = train_tokenizer(texts, TokenizerConfig(vocab_size=16_384))
+    assert sum(word[0] >= "\u4e00" for word in tokenizer.get_vocab()) < 1000
+    assert not caplog.text
+
+
 def test_a_loaded_tokenizer_is_the_same(corpus, tokenizer, tmp_path):
     info = build_tokenizer(TokenizerConfig(name_or_path=str(tokenizer)), corpus, tmp_path)
     assert info == open_tokenizer(tokenizer)[1]
