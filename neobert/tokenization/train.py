@@ -33,22 +33,30 @@ COVERAGE = 0.9995  # of the text, by more characters: SentencePiece's character_
 ALPHABET_SHARE = 4  # but two forms of each may fill half of the vocabulary at most; the rest is for words
 CASE_BOUNDARY = "(?<=[a-z0-9])(?=[A-Z])"
 SAMPLE_BATCH = 256
+SMALLEST_SHARE = 10_000  # characters of a row group: less is hardly worth reading its 4 MB
+OVERRUN = 16  # a sixteenth of a share
 
 
 def sample_texts(shards: list[Path], characters: int) -> list[str]:
     """Documents from every shard in turn, evenly over each, until ``characters`` are reached.
 
-    Evenly: of each shard's row groups, the first documents, so that no package or file is left out.
+    Evenly: of each shard's row groups, the first documents, so that no package or file is left out; where there are so
+    many row groups that a share would be less than ``SMALLEST_SHARE``, of as many as give one, at equal distances.
+    A document that is longer than what is left of its share is cut there, unless it ends soon after. Memory: what is
+    asked for, to a sixteenth, and one row group.
     """
     texts: list[str] = []
     groups = [(path, group) for path in shards for group in range(pq.ParquetFile(path).num_row_groups)]
+    most = max(characters // SMALLEST_SHARE, 1)
+    if len(groups) > most:
+        groups = [groups[i * len(groups) // most] for i in range(most)]
     share = -(-characters // max(len(groups), 1))
     for path, group in groups:
         remaining = share
         table = pq.ParquetFile(path).read_row_group(group, columns=["text"])
         stride = max(1, int(table.nbytes // max(share, 1)))
         for text in table.column("text").to_pylist()[::stride]:
-            texts.append(text)
+            texts.append(text if len(text) <= remaining + share // OVERRUN else text[:remaining])
             remaining -= len(text)
             if remaining <= 0:
                 break

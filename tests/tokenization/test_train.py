@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -14,7 +16,7 @@ from neobert.config.tokenizer import TokenizerConfig
 from neobert.errors import PipelineError
 from neobert.tokenization.build import build_tokenizer
 from neobert.tokenization.tokenizer import open_tokenizer
-from neobert.tokenization.train import train_tokenizer
+from neobert.tokenization.train import sample_texts, train_tokenizer
 
 TRAIN = """
 import sys
@@ -104,6 +106,37 @@ def test_rare_characters_of_a_small_alphabet_take_no_room(caplog):
         tokenizer = train_tokenizer(texts, TokenizerConfig(vocab_size=16_384))
     assert sum(word[0] >= "\u4e00" for word in tokenizer.get_vocab()) < 1000
     assert not caplog.text
+
+
+def shards(folder: Path, groups: list[list[str]], per_shard: int = 2) -> list[Path]:
+    """Parquet files of ``per_shard`` row groups each."""
+    paths = []
+    for start in range(0, len(groups), per_shard):
+        paths.append(folder / f"part-{start:05d}.parquet")
+        with pq.ParquetWriter(paths[-1], pa.schema([("text", pa.string())])) as writer:
+            for texts in groups[start : start + per_shard]:
+                writer.write_table(pa.table({"text": texts}))
+    return paths
+
+
+def test_a_sample_of_long_documents_is_as_long_as_asked(tmp_path):
+    books = [[chr(ord("a") + i) * 300_000] * 2 for i in range(12)]
+    texts = sample_texts(shards(tmp_path, books), 120_000)
+    assert [(text[0], len(text)) for text in texts] == [(chr(ord("a") + i), 10_000) for i in range(12)]
+
+
+def test_a_sample_of_fewer_characters_than_row_groups_need_is_spread_over_them(tmp_path):
+    groups = [[f"{i:03d} " * 5000] for i in range(100)]
+    texts = sample_texts(shards(tmp_path, groups), 40_000)
+    assert [text[:3] for text in texts] == ["000", "025", "050", "075"]
+    assert sum(map(len, texts)) == 40_000
+    assert [text[:3] for text in sample_texts(shards(tmp_path, groups), 1000)] == ["000"]
+
+
+def test_a_sample_keeps_a_document_that_ends_a_little_past_its_share(tmp_path):
+    words = ["x" * 999 + str(i % 10) for i in range(200)]
+    texts = sample_texts(shards(tmp_path, [words]), 20_500)
+    assert texts == words[::9][:21]
 
 
 def test_a_loaded_tokenizer_is_the_same(corpus, tokenizer, tmp_path):
