@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
+from subprocess import DEVNULL
 
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +18,7 @@ from neobert.config.corpus import CorpusConfig
 from neobert.corpus.build import write_corpus
 from neobert.errors import PipelineError
 from neobert.io import read_manifest
-from neobert.jobs import Engine
+from neobert.jobs import Engine, Job, run_jobs
 from neobert.packing.pack import read_tokens
 from neobert.tokenization.__main__ import main
 from neobert.tokenization.stage import tokenize
@@ -254,47 +256,78 @@ tokenize(Path(corpus), Path(tokenizer), Path(out), Path(cache), Engine(scheduler
 """
 
 
-def test_dask_with_a_killed_worker_gives_the_same_files(tokenizer, tmp_path):
-    """A scheduler and three workers on loopback; one is killed when the first shards are there."""
-    pytest.importorskip("distributed")
-    write_jsonl(tmp_path)
-    config = CorpusConfig(source="files", files=[str(tmp_path / "*.jsonl")], documents_per_shard=4)
-    write_corpus(config, tmp_path / "corpus")
-    tokenize(tmp_path / "corpus", tokenizer, tmp_path / "local", tmp_path / "cache_local", ONE)
-    scheduler_file, cache = tmp_path / "scheduler.json", tmp_path / "cache_dask"
+@contextmanager
+def cluster(folder: Path, workers: int, **variables: str):
+    """A scheduler and workers, each a process of its own on loopback; yields a function to start another program on it.
+
+    Args:
+        variables: of the scheduler's environment.
+    """
+    scheduler_file = folder / "scheduler.json"
     loopback = ["--host", "127.0.0.1", "--no-dashboard"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
     scheduler = ["distributed.cli.dask_scheduler", "--port", "0", "--scheduler-file", str(scheduler_file), *loopback]
     worker = ["distributed.cli.dask_worker", "--scheduler-file", str(scheduler_file), "--nthreads", "1", "--no-nanny"]
     processes = []
 
-    def start(module):
-        process = subprocess.Popen([sys.executable, "-m", *module], env=environment, stderr=subprocess.DEVNULL)
+    def start(arguments, **more):
+        process = subprocess.Popen([sys.executable, *map(str, arguments)], env={**environment, **more}, stderr=DEVNULL)
         processes.append(process)
         return process
 
     try:
-        start(scheduler)
+        start(["-m", *scheduler], **variables)
         wait(lambda: scheduler_file.is_file() and scheduler_file.read_text().strip().endswith("}"))
         address = json.loads(scheduler_file.read_text())["address"]
-        workers = [start([*worker, *loopback]) for _ in range(3)]
+        started = [start(["-m", *worker, *loopback]) for _ in range(workers)]
         time.sleep(0.5)
-        wait(lambda: len(connected(address)) == 3)
-        client = subprocess.Popen(
-            [sys.executable, "-c", CLUSTER, tmp_path / "corpus", tokenizer, tmp_path / "dask", cache, address],
-            env=environment,
-        )
-        processes.append(client)
+        wait(lambda: len(connected(address)) == workers)
+        yield address, started, start
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def test_dask_with_a_killed_worker_gives_the_same_files(tokenizer, tmp_path):
+    """One of three workers is killed when the first shards are there."""
+    pytest.importorskip("distributed")
+    write_jsonl(tmp_path)
+    config = CorpusConfig(source="files", files=[str(tmp_path / "*.jsonl")], documents_per_shard=4)
+    write_corpus(config, tmp_path / "corpus")
+    tokenize(tmp_path / "corpus", tokenizer, tmp_path / "local", tmp_path / "cache_local", ONE)
+    cache = tmp_path / "cache_dask"
+    with cluster(tmp_path, workers=3) as (address, workers, start):
+        client = start(["-c", CLUSTER, tmp_path / "corpus", tokenizer, tmp_path / "dask", cache, address])
         wait(lambda: any(cache.glob("*/entry.json")))
         workers[0].send_signal(signal.SIGKILL)
         shards = read_manifest(tmp_path / "local")["files"]
         assert len(list(cache.glob("*/entry.json"))) < len(shards), "there was work left when it died"
         assert client.wait(timeout=60) == 0
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
     assert hashes(tmp_path / "dask") == hashes(tmp_path / "local")
+
+
+def die_once(path: Path, died: str) -> dict:
+    """A job's function that takes the first worker down."""
+    if not Path(died).exists():
+        Path(died).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    path.write_text("made")
+    return {}
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_how_many_workers_may_die_under_a_shard_is_the_schedulers_to_say(tmp_path, allowed):
+    pytest.importorskip("distributed")
+    job = Job("part-00000", "key", f"{__name__}:die_once", {"died": str(tmp_path / "died")})
+    allow = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": str(allowed)}
+    with cluster(tmp_path, workers=2, **allow) as (address, _, _):
+        if allowed:
+            assert set(run_jobs([job], tmp_path, "die", Engine(scheduler_address=address))) == {"part-00000"}
+            return
+        message = rf"dask: 1 worker\(s\) died under the shard part-00000, .*{next(iter(allow))}=10 dask scheduler"
+        with pytest.raises(PipelineError, match=message):
+            run_jobs([job], tmp_path, "die", Engine(scheduler_address=address))
 
 
 def connected(address: str) -> dict:
