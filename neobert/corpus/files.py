@@ -27,6 +27,7 @@ from neobert.errors import PipelineError
 JSONL, PARQUET, TEXT = {".jsonl", ".ndjson", ".json"}, {".parquet"}, {".txt", ".text", ".md", ".rst"}
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 READ_BATCH = 1024
+READ_BYTES = 1 << 20
 # How a local file that is damaged, cut short or not readable shows itself.
 DAMAGE = (OSError, EOFError, pa.ArrowException, zlib.error, lzma.LZMAError)
 
@@ -39,7 +40,11 @@ class InputFile(NamedTuple):
     compression: str | None
 
     def open(self) -> BinaryIO:
-        """The file's bytes, decompressed; those of Parquet can be sought in."""
+        """The file's bytes, decompressed, read as Python's own files are; those of Parquet can be sought in."""
+        if self.compression is None and self.suffix not in PARQUET:
+            # A remote file of fsspec reads lines of any length only, and may return less than what was asked for.
+            raw = self.filesystem.open(self.path, "rb")
+            return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, raw), READ_BYTES))
         if self.compression != "zstd":
             return fsspec.core.OpenFile(self.filesystem, self.path, "rb", compression=self.compression).open()
         # fsspec's zstd needs a further package. Arrow's does not, but only reads on: Parquet goes to a temporary file.
