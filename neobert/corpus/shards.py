@@ -1,9 +1,11 @@
 """Write documents as Parquet shards, train and validation apart by hash of the text.
 
-A shard ends after ``documents_per_shard`` documents or ``SHARD_BYTES`` of text; a training shard also ends where a new
-input begins, so that one more input file costs its own shards alone. Files of one document each share shards (a window
-of one document packs badly): there a shard begins at documents whose hash says so, so one more file still costs one
-shard. Memory: one row group. The bytes depend on the documents alone. Cost: about 100 MB of text a second.
+A shard ends after ``documents_per_shard`` documents or ``SHARD_BYTES`` of text. A training shard also ends with each
+source and with each input file that is large enough, so that one more file costs its own shards alone. Smaller files
+share shards (a window of few documents packs badly): each ends its shard with a probability in proportion to its size,
+which the hash of its documents decides, and the limits count anew in each. So no cut depends on another file, and one
+more costs about one shard beside its own, wherever it sorts; ending what is large enough would move every later cut.
+Memory: one row group. The bytes depend on the documents alone. Cost: about 100 MB of text a second.
 """
 
 import hashlib
@@ -22,7 +24,11 @@ SCHEMA = pa.schema([("id", pa.string()), ("source", pa.string()), ("text", pa.st
 ROW_GROUP_BYTES = 4 << 20
 SHARD_BYTES = 128 << 20
 SPLITS = ("train", "validation")
-TOGETHER = 4096  # of so many files of one document each, one begins a shard
+# An input of so many documents, or of so much text, always ends its shard; a smaller one in proportion, so this is also
+# the mean of shards of small files. Either packs to 0.98 and more of its rows. Both lie well below the limits of a
+# shard, which small files then seldom meet: a cut there depends on where the shard began.
+TOGETHER = 4096
+TOGETHER_BYTES = SHARD_BYTES // 4
 
 
 class Text(NamedTuple):
@@ -93,16 +99,25 @@ class CorpusWriter:
 
     def __init__(self, directory: Path, documents_per_shard: int, validation_fraction: float) -> None:
         self.directory, self.fraction = directory, validation_fraction
+        self.documents_per_shard = documents_per_shard
         self.train = _Split(directory, "train", documents_per_shard)
         self.validation = _Split(directory, "validation", documents_per_shard)
         self.source = ""
-        self.documents = 0  # of the present input
+        self._reset()
+
+    def _reset(self) -> None:
+        # Of the present input's training documents; number: the sum of their hashes; uncut: since its last cut.
+        self.documents = self.bytes = self.number = 0
+        self.uncut_documents = self.uncut_bytes = 0
 
     def begin_input(self, source: str) -> None:
         """Say that the next documents come from another input of ``source``."""
-        if source != self.source or self.documents > 1:
+        share = max(self.documents / TOGETHER, self.bytes / TOGETHER_BYTES)
+        # By the low bits: the high ones of a training document are those that did not send it to validation.
+        if source != self.source or self.number % 2**32 < share * 2**32:
             self.train.close(self.source)
-        self.source, self.documents = source, 0
+        self.source = source
+        self._reset()
 
     def add(self, row: Text) -> None:
         """Add a document to the split that its text's hash says."""
@@ -111,10 +126,20 @@ class CorpusWriter:
         if number < self.fraction * 2**64:
             self.validation.add(row, len(text), self.source)
         else:
-            if not self.documents and number % TOGETHER == 0:
-                self.train.close(self.source)
             self.train.add(row, len(text), self.source)
+            self._count(len(text), number)
+
+    def _count(self, size: int, number: int) -> None:
+        self.number += number
         self.documents += 1
+        self.bytes += size
+        self.uncut_documents += 1
+        self.uncut_bytes += size
+        # The open shard may have begun in an earlier input and met a limit before: a large file would else be cut
+        # elsewhere for each document more in a small one before it.
+        if self.uncut_documents >= self.documents_per_shard or self.uncut_bytes >= SHARD_BYTES:
+            self.train.close(self.source)
+            self.uncut_documents = self.uncut_bytes = 0
 
     def finish(self, extra: dict[str, Any]) -> dict[str, Any]:
         """Close the shards and write the manifest, last.

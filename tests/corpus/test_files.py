@@ -41,7 +41,7 @@ def test_formats_globs_and_compression(tmp_path):
     texts, manifest = build(tmp_path, [tmp_path / "*.jsonl*", tmp_path / "c.parquet", tmp_path / "d.txt"])
     assert texts == sorted(["one", "two é", "three", "four", "five", "six\nseven\n"])
     assert manifest["sources"] == [str(tmp_path / "*.jsonl*"), str(tmp_path / "c.parquet"), str(tmp_path / "d.txt")]
-    assert len(manifest["files"]) == 4, "each input file begins a shard"
+    assert len(manifest["files"]) == 3, "each source begins a shard"
     assert read_manifest(tmp_path / "embedded")["files"] == {}
 
 
@@ -100,6 +100,69 @@ def test_files_of_one_document_share_shards_and_a_new_one_costs_one_shard(tmp_pa
     jsonl(tmp_path / "z.jsonl", [{"text": "one"}, {"text": "two"}])
     manifest = build(tmp_path, [tmp_path / "*.txt", tmp_path / "z.jsonl"])[1]
     assert second < {entry["sha256"] for entry in manifest["files"].values()}, "another source begins a shard"
+
+
+def train_shards(tmp_path, pattern, **options):
+    manifest = build(tmp_path, [tmp_path / pattern], **options)[1]
+    return [entry for name, entry in manifest["files"].items() if name.startswith("train/")]
+
+
+def test_files_of_few_documents_fill_shards(tmp_path):
+    """A shard is the window that packing plans: 300 shards of three documents packed to 0.13 of their rows."""
+    for number in range(300):
+        jsonl(tmp_path / f"{number:03d}.jsonl", [{"text": f"document {number}.{part}"} for part in range(3)])
+    shards = train_shards(tmp_path, "*.jsonl")
+    assert len(shards) <= 3
+    assert sum(shard["documents"] for shard in shards) >= 890
+
+
+def test_what_ends_a_shard_is_not_what_makes_validation(tmp_path, monkeypatch):
+    """Both are said by the same hash: a training file of one document must still be able to end a shard."""
+    monkeypatch.setattr(corpus_shards, "TOGETHER", 8)
+    for number in range(200):
+        (tmp_path / f"{number:03d}.txt").write_text(f"document {number}")
+    assert 6 <= len(train_shards(tmp_path, "*.txt", validation_fraction=0.5)) <= 25
+
+
+@pytest.mark.parametrize("limit", ["TOGETHER", "TOGETHER_BYTES"])
+@pytest.mark.parametrize("new", ["00", "1505", "299x"])
+def test_one_more_small_file_costs_one_shard(tmp_path, monkeypatch, limit, new):
+    """Whether documents or bytes end a shard, and wherever the file sorts."""
+    monkeypatch.setattr(corpus_shards, limit, {"TOGETHER": 30, "TOGETHER_BYTES": 30 * 14}[limit])
+    for number in range(300):
+        rows = [{"text": f"document {number:03d}{part}"} for part in range(1 + number % 5)]
+        jsonl(tmp_path / f"{number:03d}.jsonl", rows)
+    first = {shard["sha256"] for shard in train_shards(tmp_path, "*.jsonl")}
+    assert 15 <= len(first) <= 45, "about one in thirty documents ends a shard"
+    jsonl(tmp_path / f"{new}.jsonl", [{"text": f"in between {part}"} for part in range(3)])
+    second = {shard["sha256"] for shard in train_shards(tmp_path, "*.jsonl")}
+    assert len(first - second) <= 1, "all shards but one are as they were"
+
+
+@pytest.mark.parametrize("limit", ["TOGETHER", "TOGETHER_BYTES"])
+def test_a_large_file_ends_its_shard(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(corpus_shards, limit, {"TOGETHER": 20, "TOGETHER_BYTES": 20 * 10}[limit])
+    for name in "abcd":
+        jsonl(tmp_path / f"{name}.jsonl", [{"text": f"document {name}{part}"} for part in range(20)])
+    assert [shard["documents"] for shard in train_shards(tmp_path, "*.jsonl")] == [20] * 4
+
+
+@pytest.mark.parametrize("limit", ["documents_per_shard", "SHARD_BYTES"])
+def test_a_large_file_is_cut_alike_whatever_small_files_come_before_it(tmp_path, monkeypatch, limit):
+    options = {"documents_per_shard": 50 if limit == "documents_per_shard" else 1000}
+    if limit == "SHARD_BYTES":
+        monkeypatch.setattr(corpus_shards, limit, 50 * 12)
+    jsonl(tmp_path / "b.jsonl", [{"text": f"document {part:03d}"} for part in range(500)])
+
+    def shards():
+        files = build(tmp_path, [tmp_path / "*.jsonl"], **options)[1]["files"]
+        assert all(entry["documents"] <= 50 for name, entry in files.items() if name.startswith("train/"))
+        return {entry["sha256"] for name, entry in files.items() if name.startswith("train/")}
+
+    alone = shards()
+    for small in range(1, 4):
+        jsonl(tmp_path / "a.jsonl", [{"text": f"a small {part:04d}"} for part in range(small)])
+        assert len(alone - shards()) <= 1
 
 
 def test_url(tmp_path):

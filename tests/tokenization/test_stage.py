@@ -61,7 +61,9 @@ def test_workers_and_ranks_give_the_same_files(corpus, tokenizer, tmp_path):
     assert hashes(tmp_path / "one") == hashes(tmp_path / "three")
 
 
-def test_a_new_file_costs_its_own_shards(tokenizer, tmp_path):
+def test_a_new_file_costs_its_own_shards(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("neobert.corpus.shards.TOGETHER", len(TEXTS) // 2)  # files of more end their shard
+
     def build(names):
         for name in names:
             (tmp_path / f"{name}.txt").write_text("\n".join(f"{text!r} {name} {i}" for i, text in enumerate(TEXTS)))
