@@ -8,11 +8,12 @@ Cost: about 100 MB of JSONL a second.
 import io
 import json
 import lzma
+import os
 import shutil
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, cast
 
 import fsspec
@@ -36,6 +37,7 @@ class InputFile(NamedTuple):
     source: str  # the entry of corpus.files
     filesystem: fsspec.AbstractFileSystem
     path: str
+    name: str  # of it in ids and messages
     suffix: str
     compression: str | None
 
@@ -93,7 +95,19 @@ def _input_file(pattern: str, filesystem: fsspec.AbstractFileSystem, path: str) 
             f"corpus.files: {path!r} (from {pattern!r}) has none of the endings {known} "
             f"(each also with {', '.join(COMPRESSIONS)}); rename it or narrow the pattern"
         )
-    return InputFile(pattern, filesystem, path, suffix, compression)
+    return InputFile(pattern, filesystem, path, _name(pattern, filesystem, path), suffix, compression)
+
+
+def _name(pattern: str, filesystem: fsspec.AbstractFileSystem, path: str) -> str:
+    """``path``; of a local file relative to the working directory where it lies below that or the entry is relative.
+
+    Ids are in the shards' bytes, which must be the same in every checkout of the same data.
+    """
+    if not isinstance(filesystem, LocalFileSystem):
+        return path
+    relative = Path(os.path.relpath(path)).as_posix()
+    absolute = pattern.startswith(("/", "~")) or "://" in pattern
+    return path if absolute and relative.startswith("../") else relative
 
 
 def _first_line(error: Exception) -> str:
@@ -122,16 +136,16 @@ def _read(file: InputFile, rows: Rows, text_documents: str) -> Iterator[Text]:
         else:
             values = _text(file, rows, text_documents)
         for number, value in values:
-            text = rows.text(value, f"{file.path}:{number}")
+            text = rows.text(value, f"{file.name}:{number}")
             if text is not None:
-                yield Text(f"{file.path}:{number}", file.source, text)
+                yield Text(f"{file.name}:{number}", file.source, text)
     except PipelineError:
         raise
     except Exception as error:
         # A remote file system raises kinds of its own; with a local file, all but damage is a fault of this code.
         if isinstance(file.filesystem, LocalFileSystem) and not isinstance(error, DAMAGE):
             raise
-        raise PipelineError(f"{file.path}: cannot be read: {_first_line(error)}") from error
+        raise PipelineError(f"{file.name}: cannot be read: {_first_line(error)}") from error
 
 
 def _lines(handle: BinaryIO, rows: Rows, path: str, limit: int) -> Iterator[tuple[int, bytes]]:
@@ -159,8 +173,8 @@ def _jsonl(file: InputFile, rows: Rows) -> Iterator[tuple[int, Any]]:
     # JSON may write one byte of text as six (\u0000), and other columns come on top.
     limit = 8 * rows.max_bytes + (1 << 20)
     with file.open() as handle:
-        for number, line in _lines(handle, rows, file.path, limit):
-            where = f"{file.path}:{number}"
+        for number, line in _lines(handle, rows, file.name, limit):
+            where = f"{file.name}:{number}"
             decoded = _decode(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, rows, where)
             if decoded is None or not decoded.strip():
                 continue
@@ -187,11 +201,11 @@ def _parquet(file: InputFile, rows: Rows) -> Iterator[tuple[int, Any]]:
         schema = table.schema_arrow
         if rows.column not in schema.names:
             raise PipelineError(
-                f"{file.path}: has no column {rows.column!r} (corpus.text_column); it has {', '.join(schema.names)}"
+                f"{file.name}: has no column {rows.column!r} (corpus.text_column); it has {', '.join(schema.names)}"
             )
         kind = schema.field(rows.column).type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-            raise PipelineError(f"{file.path}: column {rows.column!r} (corpus.text_column) is {kind}, not string")
+            raise PipelineError(f"{file.name}: column {rows.column!r} (corpus.text_column) is {kind}, not string")
         number = 0
         for batch in table.iter_batches(batch_size=READ_BATCH, columns=[rows.column]):
             for scalar in batch.column(0):
@@ -199,7 +213,7 @@ def _parquet(file: InputFile, rows: Rows) -> Iterator[tuple[int, Any]]:
                 try:
                     value = scalar.as_py()
                 except UnicodeDecodeError as error:
-                    rows.bad(f"{file.path}:{number}", "not UTF-8", f"is not UTF-8 ({error.reason})")
+                    rows.bad(f"{file.name}:{number}", "not UTF-8", f"is not UTF-8 ({error.reason})")
                     continue
                 yield number, value
 
@@ -209,21 +223,21 @@ def _text(file: InputFile, rows: Rows, text_documents: str) -> Iterator[tuple[in
         if text_documents == "file":
             data = handle.read(rows.max_bytes + 1)
             if len(data) > rows.max_bytes:
-                rows.too_long(f"{file.path}:1")
+                rows.too_long(f"{file.name}:1")
                 return
-            decoded = _decode_lines(data, rows, file.path)
+            decoded = _decode_lines(data, rows, file.name)
             if decoded is not None:
                 yield 1, decoded
             return
         lines = (
             (number, decoded)
-            for number, line in _lines(handle, rows, file.path, rows.max_bytes + 2)
-            if (decoded := _decode(line, rows, f"{file.path}:{number}")) is not None
+            for number, line in _lines(handle, rows, file.name, rows.max_bytes + 2)
+            if (decoded := _decode(line, rows, f"{file.name}:{number}")) is not None
         )
         if text_documents == "line":
             yield from ((number, line.rstrip("\r\n")) for number, line in lines if line.strip())
         else:
-            yield from _paragraphs(lines, rows, file.path)
+            yield from _paragraphs(lines, rows, file.name)
 
 
 def _paragraphs(lines: Iterator[tuple[int, str]], rows: Rows, path: str) -> Iterator[tuple[int, str]]:

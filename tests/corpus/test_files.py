@@ -253,6 +253,34 @@ def test_parquet_column_errors_list_columns(tmp_path):
         build(tmp_path, [tmp_path / "a.parquet"])
 
 
+@pytest.mark.parametrize("absolute", [False, True])
+def test_the_same_data_in_two_checkouts_gives_the_same_bytes(tmp_path, monkeypatch, absolute):
+    """dvc.lock and DVC's cache must not differ between checkouts, nor under ``dvc exp run --temp``."""
+    made = []
+    for name in ("one", "two"):
+        (tmp_path / name / "raw").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / name)
+        path = jsonl(tmp_path / name / "raw" / "a.jsonl", [{"text": "x"}, {"text": "y"}])
+        made.append(build(tmp_path, [path if absolute else "raw/*.jsonl"])[1]["files"])
+        assert pq.read_table(tmp_path / "corpus" / "train")["id"].to_pylist() == ["raw/a.jsonl:1", "raw/a.jsonl:2"]
+    if not absolute:
+        assert made[0] == made[1]
+
+
+def test_ids_of_files_outside_the_working_directory(tmp_path, monkeypatch):
+    """A relative entry gives relative ids, an absolute one absolute ones."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    path = jsonl(tmp_path / "a.jsonl", [{"text": "x"}])
+    for entry, expected in {
+        "../*.jsonl": "../a.jsonl:1",
+        str(path): f"{path}:1",
+        f"file://{path}": f"{path}:1",
+    }.items():
+        build(tmp_path, [entry])
+        assert pq.read_table(tmp_path / "corpus" / "train")["id"].to_pylist() == [expected]
+
+
 def test_missing_and_unknown_files_are_refused_before_any_is_read(tmp_path):
     good = jsonl(tmp_path / "a.jsonl", [{"text": "x"}])
     with pytest.raises(PipelineError, match="matches no file"):
