@@ -6,6 +6,7 @@ Cost: network and Arrow decoding; memory is one batch when streaming.
 
 import logging
 import os
+import textwrap
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -23,8 +24,8 @@ def read_hub(hub: list[HubDataset], rows: Rows) -> Iterator[tuple[str, Iterable[
     """For each data set, its source and its documents. All are opened before the first is read.
 
     Raises:
-        PipelineError: no network, no such data set, configuration or split, no text column; a bad row under
-            ``on_bad_rows: fail``.
+        PipelineError: no network, no such data set, configuration or split, no text column; rows that cannot be read; a
+            bad row under ``on_bad_rows: fail``.
     """
     opened = [(dataset, open_dataset(dataset)) for dataset in hub]
     for dataset, table in opened:
@@ -52,15 +53,39 @@ def open_dataset(dataset: HubDataset) -> Any:
     try:
         return datasets.load_dataset(dataset.name, dataset.config, split=dataset.split, streaming=dataset.streaming)
     except Exception as error:  # the library raises many kinds; every one is about this entry of params
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PipelineError(f"{_entry(dataset)} cannot be opened: {_reason(error)}") from error
+
+
+def _entry(dataset: HubDataset) -> str:
+    return f"corpus.hub: {dataset.name!r} (config {dataset.config!r}, split {dataset.split!r})"
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in one line: some errors of the library begin with, or only are, an envelope."""
+    said = str(error).removeprefix("An error occurred while generating the dataset").strip()
+    return textwrap.shorten(said or str(error.__cause__ or "") or type(error).__name__, 300).rstrip(".")
+
+
+def _numbered(dataset: HubDataset, table: Iterable[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows, counted from 1.
+
+    Raises:
+        PipelineError: the library cannot read on: a damaged file, rows of another kind, a lost connection.
+    """
+    number = 0
+    try:
+        for row in islice(table, dataset.max_documents):
+            number += 1
+            yield number, row
+    except Exception as error:  # as in opening: its readers, Arrow and the network have kinds of their own
         raise PipelineError(
-            f"corpus.hub: {dataset.name!r} (config {dataset.config!r}, split {dataset.split!r}) cannot be opened: "
-            f"{first_line}"
+            f"{_entry(dataset)} cannot be read beyond row {number}: {_reason(error)}; check the network, or mend or "
+            "leave out the file with the rows that follow (corpus.on_bad_rows: skip covers only rows that can be read)"
         ) from error
 
 
 def _read(dataset: HubDataset, table: Iterable[dict[str, Any]], rows: Rows) -> Iterator[Text]:
-    for number, row in enumerate(islice(table, dataset.max_documents), start=1):
+    for number, row in _numbered(dataset, table):
         where = f"{dataset.source}:{number}"
         if rows.column not in row:
             rows.bad(where, "no text column", f"has no column {rows.column!r}; it has {', '.join(row)}")

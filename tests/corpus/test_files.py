@@ -346,6 +346,40 @@ def test_hub_reads_a_local_folder_and_names_columns(tmp_path):
         write_corpus(config, tmp_path / "c", tmp_path / "e")
 
 
+def damaged_hub_set(folder, kind):
+    """A local data set whose reading fails on the way."""
+    folder.mkdir()
+    rows = [json.dumps({"text": f"document {number}"}) for number in range(300)]
+    if kind == "not JSON":
+        rows.insert(200, "{broken")
+    elif kind == "another column":
+        jsonl(folder / "b.jsonl", [{"text": "x", "extra": 1}])
+    (folder / "a.jsonl").write_text("\n".join(rows) + "\n")
+    if kind == "damaged":
+        (folder / "a.jsonl").unlink()
+        texts = [str(random.Random(n).random()) * 50 for n in range(3000)]
+        pq.write_table(pa.table({"text": texts}), folder / "a.parquet", row_group_size=500)
+        data = bytearray((folder / "a.parquet").read_bytes())
+        data[len(data) // 2 : len(data) // 2 + 200] = bytes(200)
+        (folder / "a.parquet").write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["not JSON", "another column", "damaged"])
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_hub_data_set_that_cannot_be_read_on_is_named(tmp_path, monkeypatch, kind, streaming):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "set"
+    damaged_hub_set(folder, kind)
+    config = CorpusConfig(source="hub", hub=[HubDataset(name=str(folder), streaming=streaming)], on_bad_rows="skip")
+    with pytest.raises(PipelineError) as error:
+        write_corpus(config, tmp_path / "c", tmp_path / "e")
+    named = rf"corpus\.hub: '{re.escape(str(folder))}' \(config None, split 'train'\) "
+    expected = r"cannot be read beyond row \d+: .+; " if streaming else r"cannot be opened: .+"
+    assert re.match(named + expected, str(error.value))
+    assert "\n" not in str(error.value)
+    assert "An error occurred while generating" not in str(error.value), "the library's cause, not its envelope"
+
+
 def test_splits_of_one_hub_data_set_are_sources_apart(tmp_path):
     """Else dataset.sampling_probs would weigh one source where two were meant."""
     folder = tmp_path / "set"
