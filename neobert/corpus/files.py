@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, cast
+from urllib.parse import urlsplit
 
 import fsspec
 import pyarrow as pa
@@ -71,22 +72,44 @@ def find_files(patterns: list[str]) -> list[InputFile]:
     for pattern in patterns:
         try:
             filesystem, path = fsspec.core.url_to_fs(pattern)
-            wild = any(character in path for character in "*?[")
-            paths = sorted(filesystem.glob(path)) if wild else [path] * filesystem.isfile(path)
+            paths, directories = _matches(filesystem, path)
         except Exception as error:  # every file system raises kinds of its own; each is about this entry
             raise PipelineError(
                 f"corpus.files: {pattern!r} cannot be read ({_first_line(error)}); check the path and, for a URL, the "
                 "network and your credentials"
             ) from error
-        if not paths:
-            raise PipelineError(f"corpus.files: {pattern!r} matches no file; give an existing path, glob or URL")
+        _check_matches(pattern, paths, directories)
         for path in paths:
             found.setdefault(path, _input_file(pattern, filesystem, path))
     return list(found.values())
 
 
+def _matches(filesystem: fsspec.AbstractFileSystem, path: str) -> tuple[list[str], list[str]]:
+    """Files and directories that ``path`` names: itself, where there is such a file, else what it matches as a glob."""
+    if "*" not in path and filesystem.isfile(path):  # a name may hold brackets, a URL a question mark
+        return [path], []
+    matches = filesystem.glob(path, detail=True)
+    directories = {name for name, info in matches.items() if info["type"] != "file" and filesystem.isdir(name)}
+    return sorted(matches.keys() - directories), sorted(directories)
+
+
+def _check_matches(pattern: str, paths: list[str], directories: list[str]) -> None:
+    """Refuse an entry without files, and one that matches a directory of data (as Spark writes) but not its files."""
+    for directory in directories:
+        suffix = PurePosixPath(directory).suffix
+        named = not paths or suffix in JSONL | PARQUET | TEXT
+        if named and not any(path.startswith(directory.rstrip("/") + "/") for path in paths):
+            raise PipelineError(
+                f"corpus.files: {pattern!r} matches the directory {directory!r} and none of its files; name the "
+                f"files, as in '{directory}/*{suffix or '.jsonl'}'"
+            )
+    if not paths:
+        hint = " ([[] stands for a bracket in a name)" if "[" in pattern else ""
+        raise PipelineError(f"corpus.files: {pattern!r} matches no file; give an existing path, glob or URL{hint}")
+
+
 def _input_file(pattern: str, filesystem: fsspec.AbstractFileSystem, path: str) -> InputFile:
-    pure = PurePosixPath(path)
+    pure = PurePosixPath(urlsplit(path).path if "://" in path else path)  # a URL's query has endings of its own
     compression = COMPRESSIONS.get(pure.suffix.lower())
     suffix = PurePosixPath(pure.stem).suffix.lower() if compression else pure.suffix.lower()
     if suffix not in JSONL | PARQUET | TEXT:

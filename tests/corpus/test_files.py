@@ -290,6 +290,45 @@ def test_missing_and_unknown_files_are_refused_before_any_is_read(tmp_path):
         build(tmp_path, [good, tmp_path / "b.pdf"])
 
 
+def test_directories_that_a_glob_matches_are_no_files(tmp_path):
+    """``**`` matches them too; files and folders behind links (as DVC may check them out) are what they lead to."""
+    (tmp_path / "tree" / "a" / "out.parquet").mkdir(parents=True)
+    jsonl(tmp_path / "tree" / "a" / "x.jsonl", [{"text": "one"}])
+    jsonl(tmp_path / "real.jsonl", [{"text": "two"}])
+    pq.write_table(pa.table({"text": ["three"]}), tmp_path / "tree" / "a" / "out.parquet" / "part-0.parquet")
+    (tmp_path / "tree" / "link.jsonl").symlink_to(tmp_path / "real.jsonl")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "tree" / "linked").symlink_to(tmp_path / "folder")
+    assert build(tmp_path, [tmp_path / "tree" / "**"])[0] == ["one", "three", "two"]
+    assert build(tmp_path, [tmp_path / "tree" / "**" / "*.parquet"])[0] == ["three"]
+
+
+@pytest.mark.parametrize("entry", ["*.parquet", "out.parquet", "out*"])
+def test_a_directory_of_data_is_not_left_out_silently(tmp_path, entry):
+    """As Spark writes them; with or without another file that the entry matches."""
+    (tmp_path / "raw" / "out.parquet").mkdir(parents=True)
+    table = pa.table({"text": ["x"]})
+    pq.write_table(table, tmp_path / "raw" / "out.parquet" / "part-0.parquet")
+    pattern = tmp_path / "raw" / entry
+    for _ in range(2):
+        with pytest.raises(PipelineError, match=r"matches the directory '.*/out\.parquet' .*out\.parquet/\*\.parquet'"):
+            build(tmp_path, [pattern])
+        pq.write_table(table, tmp_path / "raw" / "out-2.parquet")
+    assert build(tmp_path, [tmp_path / "raw" / "out.parquet" / "*.parquet"])[0] == ["x"]
+
+
+def test_brackets_in_names(tmp_path):
+    jsonl(tmp_path / "data [v1].jsonl", [{"text": "one"}])
+    jsonl(tmp_path / "data v.jsonl", [{"text": "two"}])
+    assert build(tmp_path, [tmp_path / "data [v1].jsonl"])[0] == ["one"]
+    assert build(tmp_path, [tmp_path / "data [uv].jsonl"])[0] == ["two"]
+    (tmp_path / "of [v1]").mkdir()
+    jsonl(tmp_path / "of [v1]" / "a.jsonl", [{"text": "three"}])
+    with pytest.raises(PipelineError, match=r"matches no file; .*\[\[\] stands for a bracket"):
+        build(tmp_path, [tmp_path / "of [v1]" / "*.jsonl"])
+    assert build(tmp_path, [tmp_path / "of [[]v1]" / "*.jsonl"])[0] == ["three"]
+
+
 class Unreachable(fsspec.AbstractFileSystem):
     """A remote file system that fails in its client library's own way, which is no OSError (as hf:// does)."""
 

@@ -34,6 +34,7 @@ FILES = {
     "/a.jsonl.zst": pa.compress(JSONL, codec="zstd", asbytes=True),
     "/a.txt": "\n\n".join(TEXTS).encode(),
     "/a.parquet": parquet(),
+    "/a": JSONL,
 }
 
 
@@ -52,7 +53,7 @@ class Ranges(BaseHTTPRequestHandler):
         self.serve(body=True)
 
     def serve(self, body: bool) -> None:
-        data = FILES[self.path]
+        data = FILES[self.path.partition("?")[0]]
         asked = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         first, last = (int(asked[1]), int(asked[2] or len(data) - 1)) if asked else (0, len(data) - 1)
         part = data[first : last + 1]
@@ -74,7 +75,7 @@ class Streams(Ranges):
         self.end_headers()
         if not body:
             return
-        data = FILES[self.path]
+        data = FILES[self.path.partition("?")[0]]
         for start in range(0, len(data), PIECE):
             piece = data[start : start + PIECE]
             self.wfile.write(b"%x\r\n" % len(piece) + piece + b"\r\n")
@@ -114,6 +115,13 @@ def read(tmp_path, url, text_documents="file"):
 def test_lines(tmp_path, host, name):
     """fsspec's remote files have a readline without a limit, and its streams read short."""
     assert read(tmp_path, f"{host}/{name}") == sorted(TEXTS)
+
+
+@pytest.mark.parametrize("query", ["?download=true", "?X-Amz-Signature=a%2Fb.c&X-Amz-Date=[1]"])
+def test_the_ending_is_the_path_s_and_not_the_query_s(tmp_path, host, query):
+    assert read(tmp_path, f"{host}/a.jsonl.gz{query}") == sorted(TEXTS)
+    with pytest.raises(PipelineError, match="none of the endings"):
+        read(tmp_path, f"{host}/a?name=a.jsonl")
 
 
 def test_text_is_read_to_its_end_in_every_unit(tmp_path, host):
