@@ -226,12 +226,14 @@ def _parquet(file: InputFile, rows: Rows) -> Iterator[tuple[int, Any]]:
             raise PipelineError(
                 f"{file.name}: has no column {rows.column!r} (corpus.text_column); it has {', '.join(schema.names)}"
             )
-        kind = schema.field(rows.column).type
+        declared = schema.field(rows.column).type
+        kind = declared.value_type if pa.types.is_dictionary(declared) else declared
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-            raise PipelineError(f"{file.name}: column {rows.column!r} (corpus.text_column) is {kind}, not string")
+            raise PipelineError(f"{file.name}: column {rows.column!r} (corpus.text_column) is {declared}, not string")
         number = 0
         for batch in table.iter_batches(batch_size=READ_BATCH, columns=[rows.column]):
-            for scalar in batch.column(0):
+            column = batch.column(0)
+            for scalar in column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column:
                 number += 1
                 try:
                     value = scalar.as_py()

@@ -242,6 +242,23 @@ def test_text_files_report_lines_too(tmp_path, unit, line):
         build(tmp_path, [tmp_path / "a.txt"], text_documents=unit)
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_dictionary_encoded_text_is_read(tmp_path, kind):
+    """As pandas writes its categories; a bad row is told as any other."""
+    texts = pa.array(["one", "two", "one", None], kind)
+    pq.write_table(pa.table({"text": texts.dictionary_encode()}), tmp_path / "a.parquet")
+    texts, manifest = build(tmp_path, [tmp_path / "a.parquet"], on_bad_rows="skip")
+    assert texts == ["one", "one", "two"]
+    assert manifest["skipped_rows"] == {"no text": 1}
+    broken = pa.array([b"fine", b"b\xff", b"fine"]).cast(kind, safe=False).dictionary_encode()
+    pq.write_table(pa.table({"text": broken}), tmp_path / "a.parquet")
+    with pytest.raises(PipelineError, match=r"a\.parquet:2: is not UTF-8"):
+        build(tmp_path, [tmp_path / "a.parquet"])
+    pq.write_table(pa.table({"text": pa.array([b"x"]).dictionary_encode()}), tmp_path / "a.parquet")
+    with pytest.raises(PipelineError, match=r"'text' .* is dictionary<values=binary.*, not string"):
+        build(tmp_path, [tmp_path / "a.parquet"])
+
+
 def test_parquet_column_errors_list_columns(tmp_path):
     pq.write_table(pa.table({"body": ["x"], "n": [1]}), tmp_path / "a.parquet")
     with pytest.raises(PipelineError, match=r"no column 'text' \(corpus.text_column\); it has body, n"):
