@@ -15,7 +15,8 @@ from typing import Any
 import polars as pl
 
 from neobert.config.contrastive_data import ContrastiveDataConfig, PairSource
-from neobert.contrastive.decontaminate import contaminated, evaluation_texts, normalised
+from neobert.contrastive.decontaminate import contaminated, evaluation_texts
+from neobert.contrastive.duplicates import merge
 from neobert.contrastive.mining import mine
 from neobert.contrastive.pairs import write_pairs, write_parquet
 from neobert.contrastive.schema import shape_of, validate
@@ -26,7 +27,17 @@ from neobert.io import atomic_path, fingerprint, read_json, sha256_file, write_j
 
 log = logging.getLogger(__name__)
 # The modules whose code decides what a source's cached result is.
-PREPARING = ("columns", "decontaminate", "hub", "hub_sources", "preprocess", "schema", "sources", "tokens")
+PREPARING = (
+    "columns",
+    "decontaminate",
+    "duplicates",
+    "hub",
+    "hub_sources",
+    "preprocess",
+    "schema",
+    "sources",
+    "tokens",
+)
 QUARANTINE: dict[str, Any] = {
     "source": pl.String,
     "file": pl.String,
@@ -102,20 +113,6 @@ def _quarantine(name: str, frame: pl.DataFrame) -> pl.DataFrame:
     return frame.select(pl.lit(name).alias("source"), "file", "row", "rule", *columns).cast(pl.Schema(QUARANTINE))  # type: ignore[arg-type]
 
 
-def deduplicate(pairs: pl.DataFrame) -> pl.DataFrame:
-    """The first of all pairs with the same query and positive (normalised)."""
-    keys = pairs.select(query=normalised(pl.col("query")), corpus=normalised(pl.col("corpus")))
-    return pairs.filter(keys.select(pl.struct("query", "corpus").is_first_distinct()).to_series())
-
-
-def merge(pairs: pl.DataFrame) -> pl.DataFrame:
-    """One pair for each query and positive (normalised): the first, with the negatives of all of them."""
-    keys = (normalised(pl.col("query")).alias("_query"), normalised(pl.col("corpus")).alias("_corpus"))
-    negatives = pl.col("negatives").list.explode().drop_nulls().unique(maintain_order=True)
-    merged = pairs.group_by(*keys, maintain_order=True).agg(pl.exclude("negatives").first(), negatives)
-    return merged.select(pairs.columns)
-
-
 def prepare_source(
     name: str, source: PairSource, config: ContrastiveDataConfig, tokenizer_dir: Path, cache: Path
 ) -> Prepared:
@@ -187,7 +184,7 @@ def preprocess(config: ContrastiveDataConfig, tokenizer_dir: Path, out: Path, ca
     for name, source in prepared.items():
         _check_bad_fraction(name, source, config)
     pairs = pl.concat([p.pairs for p in prepared.values()])
-    unique = deduplicate(pairs)
+    unique = merge(pairs)
     leaked = contaminated(unique, evaluation_texts(config.decontaminate))
     clean = unique.filter(~leaked)
     train, validation = split(clean, config.validation_fraction, config.max_validation_pairs)

@@ -15,6 +15,7 @@ from neobert.contrastive.pairs import Pairs
 from neobert.contrastive.preprocess import preprocess
 from neobert.contrastive.schema import shape_of, validate
 from neobert.contrastive.sources import read_source_file
+from neobert.contrastive.tokens import text_hash
 from neobert.errors import PipelineError
 from neobert.io import verify_manifest
 
@@ -145,16 +146,16 @@ def test_shapes_scores_and_duplicates(tmp_path, tokenizer_dir):
         "rows": 3, "bad": 0, "bad_by_rule": 0, "below_min_score": 1, "duplicates": 0, "contaminated": 0,
         "train": 3, "validation": 0,
     }  # fmt: skip
-    assert report["sources"]["more"]["duplicates"] == 1  # the first source wins
+    assert report["sources"]["more"]["duplicates"] == 1  # the first source has it, with the negatives of both
     pairs = Pairs(out, "train")
     texts = pairs.take(range(pairs.rows))
     vocabulary = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
     assert texts.queries[0].tolist() == vocabulary.encode("q: w1 w2").ids
     assert texts.positives[1].tolist() == vocabulary.encode("w7 w8").ids
-    assert [len(n) for n in texts.negatives] == [1, 1, 0]
-    assert pairs.hashes(0).shape == (3,)
+    assert [len(n) for n in texts.negatives] == [3, 1, 0]
+    assert pairs.hashes(0).shape == (5,)
     assert pairs.classes[0] == pairs.classes[1] != pairs.classes[2]  # one query, two positives
-    assert pairs.negative_counts().tolist() == [1, 1, 0]
+    assert pairs.negative_counts().tolist() == [3, 1, 0]
     verify_manifest(out)
 
 
@@ -169,6 +170,35 @@ def test_the_triplets_of_one_pair_become_one_pair_with_their_negatives(tmp_path,
     assert kept["negatives"].to_list() == [["w50", "w52", "w53"], ["w51"]]
     assert report["sources"]["mine"]["duplicates"] == 3
     assert Pairs(out, "train").negative_counts().tolist() == [3, 1]
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_negatives_of_a_pair_that_several_sources_have_are_joined(tmp_path, tokenizer_dir, order):
+    data = rows(4)
+    shouted = [{**r, "query": r["query"].upper(), "negative": [f"w50 {i}", "w60"]} for i, r in enumerate(data[:3])]
+    given = {
+        "a": [r | {"negative": [["w60"], [], ["w70"], ["w80"]][i]} for i, r in enumerate(data)],
+        "b": [*shouted, rows(1, 50)[0] | {"negative": []}],
+    }
+    sources = {
+        name: PairSource(path=str(jsonl(tmp_path / f"{name}.jsonl", given[name])), negative="negative")
+        for name in order
+    }
+    out, report = run(tmp_path, tokenizer_dir, config(**sources))
+    frame = pl.read_parquet(out / "train" / "part-00000.parquet")
+    assert frame["source"].to_list() == [order[0]] * 4 + [order[1]]
+    found = {row["query"].lower(): row["negatives"] for row in frame.rows(named=True)}
+    assert [set(found[r["query"]]) for r in rows(4) + rows(1, 50)] == [
+        {"w60", "w50 0"}, {"w50 1", "w60"}, {"w70", "w50 2", "w60"}, {"w80"}, set()
+    ]  # fmt: skip
+    if order == "ab":
+        assert found[data[2]["query"]] == ["w70", "w50 2", "w60"]
+    assert report["sources"][order[1]]["duplicates"] == 3
+    pairs = Pairs(out, "train")
+    vocabulary = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
+    for i, texts in enumerate(frame["negatives"].to_list()):
+        assert [ids.tolist() for ids in pairs.take([i]).negatives[0]] == [vocabulary.encode(t).ids for t in texts]
+        assert pairs.hashes(i).tolist()[2:] == [text_hash(text) for text in texts]
 
 
 @pytest.mark.parametrize("turn", [1, -1])
