@@ -200,9 +200,9 @@ def _batch_sizes(sections: dict[str, Any]) -> Iterator[str]:
 
 def _decontaminated(sections: dict[str, Any]) -> Iterator[str]:
     """No pair may hold an evaluation task's text."""
-    cleared = [path.rstrip("/") + "/" for path in sections["contrastive_data"].decontaminate]
+    cleared = [_normal(path) for path in sections["contrastive_data"].decontaminate]
     for index, task in enumerate(sections["evaluation"].tasks):
-        if not any((task.path.rstrip("/") + "/").startswith(path) for path in cleared):
+        if not any(PurePosixPath(task.path).is_relative_to(path) for path in cleared):
             yield (
                 f"evaluation.tasks[{index}].path: {task.path} is in no directory of contrastive_data.decontaminate "
                 f"({', '.join(cleared) or 'none'}), so training pairs may hold its texts; add it there"

@@ -4,15 +4,22 @@ Texts are compared whole, after lower-casing and collapsing white space: that fi
 the evaluation texts are held in memory once; one hash join over the pairs.
 """
 
+import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from neobert.errors import PipelineError
 from neobert.jsonl import parse_line
 
+log = logging.getLogger(__name__)
 TEXTS = ("text", "query", "sentence1", "sentence2")
 LISTS = ("positive", "negative")
+UNREAD = (".parquet", ".arrow", ".csv", ".ndjson", ".gz", ".zst", ".bz2", ".xz")
+"""Endings of files that may hold an evaluation set too, and are not read."""
 
 
 def normalised(text: pl.Expr) -> pl.Expr:
@@ -21,13 +28,13 @@ def normalised(text: pl.Expr) -> pl.Expr:
 
 
 def evaluation_texts(directories: list[str]) -> pl.Series:
-    """All texts of the JSONL files below ``directories``, normalised.
+    """All texts of the JSONL files below ``directories``, normalised; symbolic links are followed.
 
     They are what the columns of ``neobert.evaluation.local_tasks`` hold: ``TEXTS``, ``text`` also with ``title`` before
     it, and the elements of ``LISTS``.
 
     Raises:
-        PipelineError: a directory does not exist, or a line does not parse.
+        PipelineError: a directory does not exist or holds no text, or a line does not parse.
     """
     texts: set[str] = set()
     for directory in directories:
@@ -35,8 +42,7 @@ def evaluation_texts(directories: list[str]) -> pl.Series:
             raise PipelineError(
                 f"contrastive_data.decontaminate: {directory!r} is not a directory; make it, or remove it from the list"
             )
-        for path in sorted(Path(directory).rglob("*.jsonl")):
-            texts.update(_file_texts(path))
+        texts |= _directory_texts(directory)
     return (
         pl.DataFrame({"text": sorted(texts)}, schema={"text": pl.String})
         .select(normalised(pl.col("text")))["text"]
@@ -44,26 +50,64 @@ def evaluation_texts(directories: list[str]) -> pl.Series:
     )
 
 
+def _directory_texts(directory: str) -> set[str]:
+    paths = _files(directory)
+    texts = {text for path in paths if path.suffix.lower() == ".jsonl" for text in _file_texts(path)}
+    unread = [str(path) for path in paths if path.suffix.lower() in UNREAD]
+    if not texts:
+        found = f" (it has {', '.join(unread[:3])})" if unread else ""
+        raise PipelineError(
+            f"contrastive_data.decontaminate: {directory!r} holds no text{found}; only JSONL files (.jsonl) are read, "
+            f"and of them the columns {', '.join(TEXTS + LISTS)}; convert the evaluation set, or take it off the list"
+        )
+    if unread:
+        log.warning("contrastive_data.decontaminate: not read, as only .jsonl files are: %s", ", ".join(unread))
+    return texts
+
+
+def _files(directory: str) -> list[Path]:
+    """All files below, sorted; a directory that is linked to from several places counts once."""
+    found: list[Path] = []
+    seen = set()  # links may form a loop
+    for parent, directories, names in os.walk(directory, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            directories.clear()
+            continue
+        seen.add(real)
+        found.extend(Path(parent, name) for name in names)
+    return sorted(found)
+
+
 def _file_texts(path: Path) -> set[str]:
     texts: set[str] = set()
-    with open(path, "rb") as handle:
+    for row in _objects(path):
+        found = [row.get(name) for name in TEXTS]
+        found += [text for name in LISTS if isinstance(row.get(name), list) for text in row[name]]
+        texts.update(text for text in found if isinstance(text, str) and text.strip())
+        if row.get("title") and row.get("text"):
+            texts.add(f"{row['title']} {row['text']}")
+    return texts
+
+
+def _objects(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        handle = open(path, "rb")  # noqa: SIM115 (closed below; an error of it is not one of the lines')
+    except OSError as error:
+        raise PipelineError(f"{path}: cannot be read ({error.strerror}); restore it, or remove it") from error
+    with handle:
         for number, line in enumerate(handle, 1):
             if line.isspace():
                 continue
             try:
                 row = parse_line(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise PipelineError(
                     f"{path}:{number}: is not valid JSON ({error}); correct or remove the line"
                 ) from error
             if not isinstance(row, dict):
                 raise PipelineError(f"{path}:{number}: is a JSON {type(row).__name__}, not an object with columns")
-            found = [row.get(name) for name in TEXTS]
-            found += [text for name in LISTS if isinstance(row.get(name), list) for text in row[name]]
-            texts.update(text for text in found if isinstance(text, str) and text.strip())
-            if row.get("title") and row.get("text"):
-                texts.add(f"{row['title']} {row['text']}")
-    return texts
+            yield row
 
 
 def contaminated(frame: pl.DataFrame, texts: pl.Series) -> pl.Series:

@@ -206,6 +206,13 @@ def test_low_precision_as_documented_is_valid(tmp_path, change):
     validate(changed(tmp_path, change))
 
 
+def test_a_cleared_directory_may_be_spelled_another_way(tmp_path):
+    validate(changed(tmp_path, {"contrastive_data": {"decontaminate": ["./data//embedded/"]}}))
+    beside = changed(tmp_path, {"contrastive_data": {"decontaminate": ["data/embedded/task"]}})
+    with pytest.raises(PipelineError, match=r"evaluation\.tasks\[0\]\.path: .* add it there"):
+        validate(beside)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from neobert.config.contrastive_data import ContrastiveDataConfig, PairSource, Prompts
 from neobert.contrastive.columns import expression
+from neobert.contrastive.decontaminate import evaluation_texts
 from neobert.contrastive.pairs import Pairs
 from neobert.contrastive.preprocess import preprocess
 from neobert.contrastive.schema import shape_of, validate
@@ -282,6 +283,27 @@ def test_texts_of_every_kind_of_task_are_dropped(tmp_path, tokenizer_dir):
         (tasks / "odd.jsonl").write_bytes(b'{"text": "%b"}\n' % half)
         with pytest.raises(PipelineError, match=r"odd\.jsonl:1: is not valid JSON"):
             run(tmp_path, tokenizer_dir, cfg)
+
+
+def test_evaluation_texts_are_found_behind_links_and_none_is_passed_over(tmp_path, caplog):
+    real, tasks = tmp_path / "real", tmp_path / "tasks"
+    real.mkdir()
+    tasks.mkdir()
+    pl.DataFrame({"query": ["w1"]}).write_parquet(tasks / "test.parquet")
+    (tasks / "queries.jsonl.gz").write_bytes(b"")
+    jsonl(tasks / "scores.jsonl", [{"id": 1}])
+    with pytest.raises(
+        PipelineError, match=r"decontaminate: '.*tasks' holds no text .*test\.parquet.*JSONL.*sentence1"
+    ):
+        evaluation_texts([str(tasks)])
+    jsonl(real / "queries.jsonl", [{"_id": "1", "text": "W1  w2"}])
+    (tasks / "linked").symlink_to(real)
+    (real / "back").symlink_to(tasks)  # a loop
+    assert evaluation_texts([str(tasks)]).to_list() == ["w1 w2"]
+    assert "test.parquet" in caplog.text
+    (tasks / "gone.jsonl").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(PipelineError, match=r"gone\.jsonl: cannot be read"):
+        evaluation_texts([str(tasks)])
 
 
 def test_split_is_by_query_and_bytes_repeat(tmp_path, tokenizer_dir):
