@@ -21,7 +21,7 @@ from neobert.contrastive.mining import mine
 from neobert.contrastive.pairs import write_pairs, write_parquet
 from neobert.contrastive.schema import shape_of, validate
 from neobert.contrastive.sources import identity, read_tables
-from neobert.contrastive.tokens import add_tokens, load_tokenizer
+from neobert.contrastive.tokens import add_tokens, check_prompts, load_tokenizer
 from neobert.errors import PipelineError
 from neobert.io import atomic_path, fingerprint, read_json, sha256_file, write_json, write_manifest
 
@@ -175,8 +175,10 @@ def preprocess(config: ContrastiveDataConfig, tokenizer_dir: Path, out: Path, ca
     """Write ``out``/{train,validation,quarantine} and its manifest; return the counts of the report.
 
     Raises:
-        PipelineError: an unusable source (see ``read_source``), too many bad rows, or no pair left.
+        PipelineError: an unusable source (see ``read_source``), too many bad rows, a prompt that is too long, or no
+            pair left.
     """
+    check_prompts(load_tokenizer(tokenizer_dir), config)
     prepared = {name: prepare_source(name, s, config, tokenizer_dir, cache) for name, s in config.sources.items()}
     if out.exists():
         shutil.rmtree(out)

@@ -11,11 +11,14 @@ from pathlib import Path
 import polars as pl
 from tokenizers import Tokenizer
 
+from neobert.config.contrastive_data import ContrastiveDataConfig
 from neobert.contrastive.decontaminate import normalised
 from neobert.errors import PipelineError
 from neobert.progress import progress
 
 CHUNK = 2048
+MIN_TEXT_TOKENS = 8
+"""What a prompt must leave of a length to the text: with fewer, different texts become the same input."""
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
@@ -29,6 +32,27 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust side raises bare Exception
         raise PipelineError(f"{path}: is not a readable tokenizer ({error}); run the tokenizer stage") from error
+
+
+def check_prompts(tokenizer: Tokenizer, config: ContrastiveDataConfig) -> None:
+    """Prompt and text are cut as one string, so a long prompt would leave nothing of the text.
+
+    Raises:
+        PipelineError: a prompt leaves fewer than ``MIN_TEXT_TOKENS`` tokens of its maximum length.
+    """
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    for side, prompt, key, length in (
+        ("query", config.prompts.query, "max_query_length", config.max_query_length),
+        ("document", config.prompts.document, "max_document_length", config.max_document_length),
+    ):
+        taken = len(tokenizer.encode(prompt).ids)
+        if prompt and length - taken < MIN_TEXT_TOKENS:
+            raise PipelineError(
+                f"contrastive_data.prompts.{side}: takes {taken} of the {length} tokens of contrastive_data.{key} "
+                f"(special tokens included), and must leave at least {MIN_TEXT_TOKENS} to the text; shorten the prompt "
+                f"or raise the length"
+            )
 
 
 def encode(tokenizer: Tokenizer, texts: pl.Series, prompt: str, max_length: int) -> pl.DataFrame:

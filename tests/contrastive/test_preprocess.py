@@ -173,6 +173,18 @@ def test_the_triplets_of_one_pair_become_one_pair_with_their_negatives(tmp_path,
     assert Pairs(out, "train").negative_counts().tolist() == [3, 1]
 
 
+@pytest.mark.parametrize(("side", "length"), [("query", "max_query_length"), ("document", "max_document_length")])
+def test_a_prompt_that_leaves_no_room_for_the_text_is_refused(tmp_path, tokenizer_dir, side, length):
+    cfg = config(mine=PairSource(path=str(jsonl(tmp_path / "p.jsonl", rows(4)))))
+    # Two of the 16 tokens are special.
+    cfg = dataclasses.replace(cfg, **{length: 16}, prompts=Prompts(**{side: "q " * 7}))
+    message = rf"prompts\.{side}: takes 9 of the 16 tokens of contrastive_data\.{length}.* 8 .*shorten"
+    with pytest.raises(PipelineError, match=message):
+        run(tmp_path, tokenizer_dir, cfg)
+    out, _ = run(tmp_path, tokenizer_dir, dataclasses.replace(cfg, prompts=Prompts(**{side: "q " * 6})))
+    assert Pairs(out, "train").rows == 4
+
+
 @pytest.mark.parametrize("order", ["ab", "ba"])
 def test_negatives_of_a_pair_that_several_sources_have_are_joined(tmp_path, tokenizer_dir, order):
     data = rows(4)
