@@ -179,7 +179,8 @@ def _is_directory(path: str) -> bool:
 
 
 def _matches_file(pattern: str) -> bool:
-    return any(os.path.isfile(path) for path in glob.iglob(pattern, recursive=True)) or _is_tracked(pattern)
+    paths = (pattern, *glob.iglob(pattern, recursive=True))  # a file's own name may hold brackets
+    return any(os.path.isfile(path) for path in paths) or _is_tracked(pattern)
 
 
 def _is_tracked(pattern: str) -> bool:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from neobert.config.contrastive_data import PairSource
 from neobert.contrastive.columns import expression, roots, rules
@@ -52,12 +53,14 @@ def identity(name: str, source: PairSource) -> list[list[str]]:
 
 
 def source_files(name: str, source: PairSource) -> list[Path]:
-    """The files of a source, sorted.
+    """The files of a source, sorted; a path that is a file is that file, whatever it would match as a glob.
 
     Raises:
         PipelineError: no file matches.
     """
-    found = sorted(Path(p) for p in glob.glob(source.path or "", recursive=True) if Path(p).is_file())
+    path = source.path or ""
+    matches = [path] if Path(path).is_file() else glob.glob(path, recursive=True)
+    found = sorted(Path(match) for match in matches if Path(match).is_file())
     if not found:
         raise PipelineError(
             f"contrastive_data.sources.{name}.path: {source.path!r} matches no file; "
@@ -130,9 +133,10 @@ def _require(path: Path, wanted: list[str], present: list[str]) -> None:
 
 def _read_parquet(path: Path, wanted: list[str]) -> pl.DataFrame:
     try:
-        _require(path, wanted, list(pl.read_parquet_schema(path)))
-        frame = pl.read_parquet(path, columns=wanted)
-    except (pl.exceptions.PolarsError, OSError) as error:
+        # Of polars' own functions, the schema's reader takes a name with brackets for a glob.
+        _require(path, wanted, pq.read_schema(path).names)
+        frame = pl.read_parquet(path, columns=wanted, glob=False)
+    except (pl.exceptions.PolarsError, pa.ArrowException, OSError) as error:
         raise PipelineError(f"{path}: is not a readable Parquet file ({error})") from error
     return frame.with_row_index("_row", offset=1)
 

@@ -206,6 +206,15 @@ def test_low_precision_as_documented_is_valid(tmp_path, change):
     validate(changed(tmp_path, change))
 
 
+def test_a_file_of_pairs_may_have_brackets_in_its_name(tmp_path):
+    path = tmp_path / "pairs[1].jsonl"
+    change = {"contrastive_data": {"sources": {"embedded": {"path": str(path)}}}}
+    with pytest.raises(PipelineError, match="matches no file"):
+        validate(changed(tmp_path, change))
+    path.touch()
+    validate(changed(tmp_path, change))
+
+
 def test_a_cleared_directory_may_be_spelled_another_way(tmp_path):
     validate(changed(tmp_path, {"contrastive_data": {"decontaminate": ["./data//embedded/"]}}))
     beside = changed(tmp_path, {"contrastive_data": {"decontaminate": ["data/embedded/task"]}})

@@ -173,6 +173,23 @@ def test_the_triplets_of_one_pair_become_one_pair_with_their_negatives(tmp_path,
     assert Pairs(out, "train").negative_counts().tolist() == [3, 1]
 
 
+def test_a_file_is_read_by_its_own_name_not_as_a_glob(tmp_path, tokenizer_dir):
+    names = ["d1.parquet", "d[1].parquet", "d*.parquet", "d?.parquet"]
+    for i, name in enumerate(names):
+        pl.DataFrame(rows(1, i)).write_parquet(tmp_path / "written")
+        (tmp_path / "written").rename(tmp_path / name)
+
+    def queries(path: str) -> set[str]:
+        out, _ = run(tmp_path, tokenizer_dir, config(mine=PairSource(path=str(tmp_path / path))))
+        return set(pl.read_parquet(out / "train" / "part-00000.parquet")["query"])
+
+    expected = [r["query"] for r in rows(4)]
+    assert queries("**/d*[!z].parquet") == set(expected)
+    assert [queries(name) for name in names] == [{query} for query in expected]
+    (tmp_path / "d[1].parquet").unlink()
+    assert queries("d[1].parquet") == {expected[0]}
+
+
 @pytest.mark.parametrize(("side", "length"), [("query", "max_query_length"), ("document", "max_document_length")])
 def test_a_prompt_that_leaves_no_room_for_the_text_is_refused(tmp_path, tokenizer_dir, side, length):
     cfg = config(mine=PairSource(path=str(jsonl(tmp_path / "p.jsonl", rows(4)))))
