@@ -5,6 +5,7 @@ expression, so that a source is a line of data and not a function. Cost: vectori
 """
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import polars as pl
@@ -47,6 +48,44 @@ def roots(source: Any) -> list[str]:
     """The columns that a source's rules read, sorted."""
     paths = [p for rule in rules(source).values() for p in ([rule] if isinstance(rule, str) else rule)]
     return sorted({root(p) for p in paths})
+
+
+def readable(schema: pl.Schema, named: Iterable[str | list[str]]) -> dict[str, pl.DataType]:
+    """The columns that the rules ``named`` can read only as another type, and that type.
+
+    Dictionary-encoded strings are read as strings and lists of fixed size as lists. Where no row holds a value (all
+    lists are empty, say) the file tells no type, so what the rules look for there is taken as given.
+    """
+    types: dict[str, Any] = {}
+    for path in (p for rule in named for p in ([rule] if isinstance(rule, str) else rule)):
+        name, steps = _steps(path)
+        if name in schema:
+            types[name] = _reached(types.get(name, _plain(schema[name])), steps)
+    return {name: dtype for name, dtype in types.items() if dtype != schema[name]}
+
+
+def _plain(dtype: Any) -> Any:
+    if isinstance(dtype, pl.Categorical | pl.Enum):
+        return pl.String()
+    if isinstance(dtype, pl.List | pl.Array):
+        return pl.List(_plain(dtype.inner))
+    if isinstance(dtype, pl.Struct):
+        return pl.Struct({field.name: _plain(field.dtype) for field in dtype.fields})
+    return dtype
+
+
+def _reached(dtype: Any, steps: list[tuple[str, str]]) -> Any:
+    """``dtype``, with what ``steps`` need in place of the types that no value tells."""
+    if not steps:
+        return dtype
+    (kind, argument), rest = steps[0], steps[1:]
+    unknown = isinstance(dtype, pl.Null)
+    if kind == "field" and (unknown or isinstance(dtype, pl.Struct)):
+        fields = {argument: dtype} if unknown else {field.name: field.dtype for field in dtype.fields}
+        return pl.Struct({name: _reached(t, rest) if name == argument else t for name, t in fields.items()})
+    if kind != "field" and (unknown or isinstance(dtype, pl.List)):
+        return pl.List(_reached(dtype if unknown else dtype.inner, rest))
+    return dtype
 
 
 def expression(path: str) -> pl.Expr:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from neobert.config.contrastive_data import PairSource
-from neobert.contrastive.columns import expression, roots, rules
+from neobert.contrastive.columns import expression, readable, roots, rules
 from neobert.contrastive.hub import open_table, parts_of, read_part, tables_of
 from neobert.contrastive.hub_sources import Part
 from neobert.errors import PipelineError
@@ -22,6 +22,8 @@ from neobert.io import sha256_file
 from neobert.jsonl import parse_line
 
 _NAMES = {bool: "true or false", int: "number", float: "number", str: "text", list: "list", dict: "object"}
+MAX_DEPTH = 64
+"""Of lists and objects within each other; Arrow and polars end the process at some hundreds."""
 _SCALARS = {bool: pa.bool_(), int: pa.int64(), str: pa.large_string(), type(None): pa.null()}
 
 
@@ -103,15 +105,23 @@ def select_columns(frame: pl.DataFrame, source: ColumnRules, where: str, kind: s
     named = rules(source)
     columns = [_column(rule).alias(name) for name, rule in named.items()]
     try:
+        frame = frame.cast(readable(frame.schema, named.values()))  # type: ignore[arg-type]
         selected = frame.select(*columns, pl.lit(where).alias("file"), pl.col("_row").cast(pl.Int64).alias("row"))
     except pl.exceptions.PolarsError as error:
         raise PipelineError(f"{where}: the column rules {named} do not fit the data: {error}") from error
+    empty = [name for name in ("query", "corpus", "negative") if selected.schema.get(name) == pl.List(pl.Null)]
+    selected = selected.with_columns(pl.col(empty).cast(pl.List(pl.String)))
     if "score" in selected.columns:
         if not selected.schema["score"].is_numeric():
             raise PipelineError(f"{where}: column 'score' holds {selected.schema['score']}, not numbers")
         selected = selected.with_columns(pl.col("score").cast(pl.Float64))
     if "label" in selected.columns and selected.schema["label"].is_integer():
         selected = selected.with_columns(pl.col("label").cast(pl.String))
+    if "kind" in named and (selected.schema["kind"].is_nested() or selected.schema["kind"] == pl.Binary):
+        raise PipelineError(
+            f"{where}: column rule for 'kind' gives {selected.schema['kind']}, which is neither text nor a number; "
+            "name another column in contrastive_data.sources"
+        )
     kinds = pl.col("kind").cast(pl.String).fill_null("") if "kind" in named else pl.lit(kind)
     return selected.with_columns(kind=kinds)
 
@@ -151,7 +161,7 @@ def _read_jsonl(path: Path, wanted: list[str]) -> pl.DataFrame:
                 continue
             try:
                 row = parse_line(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise PipelineError(
                     f"{path}:{number}: is not valid JSON ({error}); correct or remove the line"
                 ) from error
@@ -175,11 +185,12 @@ def _series(path: Path, name: str, values: list, numbers: list[int]) -> pl.Serie
         if pa.types.is_nested(dtype):  # polars takes the type of a list in a struct from its first value
             return pl.Series(name, pl.from_arrow(pa.array(values, dtype)))
         return pl.Series(name, values, dtype=pl.Float64 if pa.types.is_floating(dtype) else None, strict=True)
-    except (OverflowError, pa.ArrowException, pl.exceptions.PolarsError) as error:
-        raise PipelineError(f"{path}: column {name!r} holds a number too large for {dtype} ({error})") from error
+    except (OverflowError, TypeError, pa.ArrowException, pl.exceptions.PolarsError) as error:
+        reason = str(error).partition("\n")[0]
+        raise PipelineError(f"{path}: column {name!r} holds a number too large for {dtype} ({reason})") from error
 
 
-def _arrow_type(what: str, path: Path, values: list, numbers: list[int]) -> pa.DataType:
+def _arrow_type(what: str, path: Path, values: list, numbers: list[int], depth: int = 0) -> pa.DataType:
     """The type of ``values``, which are on the lines ``numbers``: of all of them, so their order does not matter.
 
     Numbers of which one has a fraction are floats; objects have the fields that any of them has.
@@ -190,16 +201,29 @@ def _arrow_type(what: str, path: Path, values: list, numbers: list[int]) -> pa.D
         first, where = found[0]
         kind, line = next((kind, line) for kind, line in found if kind != first)
         raise PipelineError(f"{path}:{line}: {what} holds {kind}, but {first} on line {where}; give it one type")
+    if depth == MAX_DEPTH and types & {list, dict}:
+        line = next(line for value, line in zip(values, numbers, strict=True) if value is not None)
+        raise PipelineError(f"{path}:{line}: {what} is nested deeper than {MAX_DEPTH} levels; flatten it")
     if types == {list}:
         inner = [(x, line) for value, line in zip(values, numbers, strict=True) for x in value or ()]
-        return pa.large_list(_arrow_type(f"a list in {what}", path, [x for x, _ in inner], [line for _, line in inner]))
+        lines = [line for _, line in inner]
+        return pa.large_list(_arrow_type(f"a list in {what}", path, [x for x, _ in inner], lines, depth + 1))
     if types == {dict}:
         rows = [(value, line) for value, line in zip(values, numbers, strict=True) if value is not None]
         fields = dict.fromkeys(key for value, _ in rows for key in value)
         lines = [line for _, line in rows]
         return pa.struct(
-            [(key, _arrow_type(f"{what}: {key!r}", path, [v.get(key) for v, _ in rows], lines)) for key in fields]
+            [
+                (key, _arrow_type(f"{what}: {key!r}", path, [v.get(key) for v, _ in rows], lines, depth + 1))
+                for key in fields
+            ]
         )
-    if types == {int} and max(v for v in values if v is not None) >= 2**63:
-        return pa.uint64()
+    if types == {int}:
+        low, high = min(v for v in values if v is not None), max(v for v in values if v is not None)
+        if high >= 2**63 and low < 0:
+            raise PipelineError(
+                f"{path}:{numbers[values.index(low)]}: {what} holds {low}, but {high} on line "
+                f"{numbers[values.index(high)]}, and no integer type holds both; write them as text"
+            )
+        return pa.uint64() if high >= 2**63 else pa.int64()
     return pa.float64() if float in types else _SCALARS[next(iter(types), type(None))]

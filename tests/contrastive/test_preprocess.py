@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
 
@@ -107,6 +109,14 @@ def test_texts_differ_in_more_than_case_and_white_space():
             r"p\.jsonl: column 'corpus' holds a number too large",
         ),
         (["[1]"], r"p\.jsonl:1: is a JSON list"),
+        (
+            [{"query": "a b", "corpus": "c d"}, '{"x": ' + "[" * 99_999 + "]" * 99_999 + "}"],
+            r"p\.jsonl:2: .* recursion",
+        ),
+        (
+            [{"query": "a b", "corpus": None}, '{"query": "a b", "corpus": ' + "[" * 900 + "]" * 900 + "}"],
+            r"p\.jsonl:2: a list in .* nested deeper than 64",
+        ),
         ([], "is empty"),
     ],
 )
@@ -275,6 +285,63 @@ def test_a_label_of_another_type_is_refused(tmp_path, tokenizer_dir, label, mess
     path = jsonl(tmp_path / "p.jsonl", [rows(1)[0] | {"topic": label}])
     with pytest.raises(PipelineError, match=rf"p\.jsonl: column rule for 'label' .*{message}"):
         run(tmp_path, tokenizer_dir, config(mine=PairSource(path=str(path), label="topic")))
+
+
+@pytest.mark.parametrize(
+    ("rule", "values", "message"),
+    [
+        ("kind", [["x"], []], r"p\.jsonl: column rule for 'kind' gives List\(String\)"),
+        ("kind", [{"x": 1}, None], r"p\.jsonl: column rule for 'kind' gives Struct"),
+        ("label", [2**64 - 1, -1], r"p\.jsonl:2: column 'topic' holds -1, but 18446744073709551615 on line 1"),
+        ("label", [{"id": -1}, {"id": 2**64}], r"p\.jsonl:1: column 'topic': 'id' holds -1, but 184467.* on line 2"),
+    ],
+)
+def test_a_kind_or_label_of_no_use_is_refused_with_its_file(tmp_path, rule, values, message):
+    path = jsonl(tmp_path / "p.jsonl", [r | {"topic": v} for r, v in zip(rows(2), values, strict=True)])
+    with pytest.raises(PipelineError, match=message):
+        read_source_file(path, PairSource(path=str(path), **{rule: "topic"}))
+
+
+@pytest.mark.parametrize(
+    ("rule", "full", "empty"),
+    [
+        ("negative", ["w50"], []),
+        ("negative[*].text", [{"text": "w50", "id": 1}], []),
+        ("negative.deep[*].text", {"deep": [{"text": "w50"}]}, {"deep": []}),
+        ("negative[0].list", [{"list": ["w50"]}], [{"list": []}]),
+        ("negative[0].list", [{"list": ["w50"]}], [{"list": [], "more": 1}]),
+    ],
+)
+def test_a_file_without_any_negative_is_one_of_its_source(tmp_path, tokenizer_dir, rule, full, empty):
+    jsonl(tmp_path / "a.jsonl", [r | {"negative": full} for r in rows(2)])
+    jsonl(tmp_path / "b.jsonl", [r | {"negative": empty} for r in rows(2, 50)])
+    for name, expected in (("*", [["w50"], ["w50"], [], []]), ("b", [[], []])):
+        source = PairSource(path=str(tmp_path / f"{name}.jsonl"), negative=rule)
+        out, _ = run(tmp_path, tokenizer_dir, config(mine=source))
+        assert pl.read_parquet(out / "train" / "part-00000.parquet")["negatives"].to_list() == expected
+
+
+def test_parquets_dictionaries_and_lists_of_fixed_size_are_read(tmp_path, tokenizer_dir):
+    data, path = rows(3), tmp_path / "p.parquet"
+    negatives = [[f"w50 {i}", f"w60 {i}"] for i in range(3)]
+    frame = pl.DataFrame(data).with_columns(
+        pl.col("query").cast(pl.Categorical),
+        pl.col("corpus").cast(pl.Enum([r["corpus"] for r in data])),
+        negative=pl.Series(negatives, dtype=pl.Array(pl.String, 2)),
+        more=pl.Series([{"bad": n} for n in negatives], dtype=pl.Struct({"bad": pl.Array(pl.Categorical, 2)})),
+        topic=pl.Series(["x", "y", "x"], dtype=pl.Categorical),
+    )
+    frame.write_parquet(path)
+    assert pq.read_schema(path).field("negative").type == pa.list_(pa.large_string(), 2)
+    found = {}
+    for rule in ("negative", "more.bad", "more.bad[1]"):
+        source = PairSource(path=str(path), negative=rule, label="topic", kind="topic")
+        out, _ = run(tmp_path, tokenizer_dir, config(mine=source))
+        found[rule] = pl.read_parquet(out / "train" / "part-00000.parquet")
+    assert found["negative"].select("query", "corpus").rows(named=True) == data
+    assert found["negative"].select("kind", "label").rows() == [("x", "x"), ("y", "y"), ("x", "x")]
+    assert found["negative"]["negatives"].to_list() == found["more.bad"]["negatives"].to_list() == negatives
+    assert found["more.bad[1]"]["negatives"].to_list() == [[n[1]] for n in negatives]
 
 
 def test_evaluation_texts_are_dropped(tmp_path, tokenizer_dir):
