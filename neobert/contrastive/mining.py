@@ -3,14 +3,15 @@
 Algorithm: within each group, the distinct documents are ranked for every query, by BM25 over token ids (so words are
 split as the tokenizer splits them) or by cosine under an embedding model. Of the ranks ``range_min`` to ``range_max``
 a pair takes the first documents that are not its query, no positive of its query or label anywhere in the data and,
-with ``relative_margin``, do not score too near the positive, which would make them likely false negatives. Cost: BM25
-about 1000 queries a second over 25k documents; a model encodes each text once, then a matrix product a block of
-queries.
+with ``relative_margin``, do not score too near the positive, which would make them likely false negatives. Cost: a
+query's scores are in memory one query at a time (BM25), or in blocks of ``SCORES`` bytes (a model, which encodes each
+text once); BM25 takes about 0.5 s a thousand queries over 50k documents.
 Source: names and the margin as sentence-transformers' ``mine_hard_negatives``; NV-Retriever (Moreira et al. 2024).
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,9 +23,10 @@ from neobert.errors import PipelineError
 from neobert.progress import progress
 
 BLOCK = 512
+SCORES = 128 * 2**20
+COLUMN = 16
+"""Documents of a column in ``_best``."""
 Tokens = list[np.ndarray]
-Ranking = Callable[[slice], np.ndarray]
-"""Scores [block, documents] of a block of the queries."""
 
 
 class _Negatives(NamedTuple):
@@ -70,60 +72,76 @@ def _mine_group(
     """Extend ``columns`` for the pairs ``part``, whose places in the whole are ``rows``."""
     documents = part.select("corpus", "corpus_ids", hash=pl.col("hashes").list.get(1))
     documents = documents.unique("hash", keep="first", maintain_order=True)
-    texts, tokens, hashes = (documents[name].to_list() for name in ("corpus", "corpus_ids", "hash"))
+    texts, tokens, hashes = documents["corpus"].to_list(), _arrays(documents["corpus_ids"]), documents["hash"].to_list()
     place = {value: i for i, value in enumerate(hashes)}
-    classes = part["class"].to_list()
-    ranking = _ranking(config, _arrays(part["query_ids"]), _arrays(documents["corpus_ids"]), tokenizer_sha256)
+    chosen: dict[int, list[int]] = {}  # one list a document, however many pairs it is a negative of
+    scores = _ranking(config, _arrays(part["query_ids"]), tokens, tokenizer_sha256)
     with progress("mine negatives", len(rows), "queries") as bar:
-        for start in range(0, len(rows), BLOCK):
-            block = slice(start, min(start + BLOCK, len(rows)))
-            scores = ranking(block)
-            for row, of_row, own in zip(rows[block], classes[block], scores, strict=True):
-                query, positive, *have = columns.hashes[row]
-                of_query, of_class = positives[query], positives[of_row]
-                for i in _candidates(own, place[positive], config):
-                    if len(have) >= config.num_negatives:
-                        break
-                    if hashes[i] not in of_query and hashes[i] not in of_class and hashes[i] not in have:
-                        have.append(hashes[i])
-                        columns.texts[row].append(texts[i])
-                        columns.tokens[row].append(tokens[i])
-                        columns.hashes[row].append(hashes[i])
-            bar.advance(len(scores))
+        for row, of_row, own in zip(rows, part["class"].to_list(), scores, strict=True):
+            query, positive, *have = columns.hashes[row]
+            of_query, of_class = positives[query], positives[of_row]
+            for i in _candidates(own, place[positive], config):
+                if len(have) >= config.num_negatives:
+                    break
+                if hashes[i] not in of_query and hashes[i] not in of_class and hashes[i] not in have:
+                    have.append(hashes[i])
+                    columns.texts[row].append(texts[i])
+                    if i not in chosen:
+                        chosen[i] = tokens[i].tolist()
+                    columns.tokens[row].append(chosen[i])
+                    columns.hashes[row].append(hashes[i])
+            bar.advance(1)
 
 
 def _arrays(column: pl.Series) -> Tokens:
-    return [np.asarray(ids, dtype=np.int32) for ids in column.to_list()]
+    """Views of the column's memory, one a row."""
+    lists = column.rechunk().to_arrow()
+    values, offsets = lists.values.to_numpy(), lists.offsets.to_numpy()
+    return [values[start:end] for start, end in pairwise(offsets.tolist())]
 
 
 def _candidates(scores: np.ndarray, positive: int, config: MiningConfig) -> list[int]:
     """Documents at the ranks to mine, in rank order (equal scores by number), that are not too near the positive."""
-    wanted = min(config.range_max, len(scores))
-    top = np.argpartition(-scores, wanted - 1)[:wanted] if wanted < len(scores) else np.arange(len(scores))
-    top = top[np.lexsort((top, -scores[top]))][config.range_min :]
-    keep = scores[top] > 0
+    top = _best(scores, config.range_max)[config.range_min :]
     if config.relative_margin is not None:
-        keep &= scores[top] <= scores[positive] * (1 - config.relative_margin)
-    return top[keep].tolist()
+        top = top[scores[top] <= scores[positive] * (1 - config.relative_margin)]
+    return top.tolist()
 
 
-def _ranking(config: MiningConfig, queries: Tokens, documents: Tokens, tokenizer_sha256: str) -> Ranking:
+def _best(scores: np.ndarray, wanted: int) -> np.ndarray:
+    """The documents of the ``wanted`` highest scores above 0, in rank order, equal scores by number.
+
+    The documents are cut into columns: where ``wanted`` columns have a maximum of x or more, no document below x is
+    wanted, and few are left to sort. ``np.argpartition`` takes longer, and which of equal scores it takes is the CPU's.
+    """
+    columns, least = len(scores) // COLUMN, 0.0
+    if columns >= wanted:
+        maxima = scores[: columns * COLUMN].reshape(COLUMN, columns).max(axis=0)
+        least = np.partition(maxima, columns - wanted)[columns - wanted]
+    near = np.flatnonzero(scores >= least if least > 0 else scores > 0)
+    return near[np.argsort(-scores[near], kind="stable")[:wanted]]
+
+
+def _ranking(config: MiningConfig, queries: Tokens, documents: Tokens, tokenizer_sha256: str) -> Iterator[np.ndarray]:
+    """Scores [documents] of one query after the other."""
     if config.method == "bm25":
         return _bm25(queries, documents)
     return _encoder(Path(config.model or ""), queries, documents, tokenizer_sha256)
 
 
-def _bm25(queries: Tokens, documents: Tokens) -> Ranking:
+def _bm25(queries: Tokens, documents: Tokens) -> Iterator[np.ndarray]:
     from neobert.lexical import WordIndex
 
+    names: dict[int, str] = {}  # one string a word, not one an occurrence
+
     def words(ids: np.ndarray) -> list[str]:
-        return [str(i) for i in ids[1:-1].tolist()]  # without the special tokens at both ends
+        return [names.setdefault(i, str(i)) for i in ids[1:-1].tolist()]  # without the special tokens at both ends
 
     index = WordIndex([words(ids) for ids in documents])
-    return lambda block: np.stack([index.scores(words(ids)) for ids in queries[block]])
+    return (index.scores(words(ids)) for ids in queries)
 
 
-def _encoder(directory: Path, queries: Tokens, documents: Tokens, tokenizer_sha256: str) -> Ranking:
+def _encoder(directory: Path, queries: Tokens, documents: Tokens, tokenizer_sha256: str) -> Iterator[np.ndarray]:
     import torch
 
     from neobert.model.batch import flatten
@@ -149,4 +167,6 @@ def _encoder(directory: Path, queries: Tokens, documents: Tokens, tokenizer_sha2
         return found
 
     query_vectors, document_vectors = embed(queries), embed(documents)
-    return lambda block: (query_vectors[block] @ document_vectors.T).cpu().numpy()
+    block = max(1, min(BLOCK, SCORES // (4 * len(documents))))
+    for start in range(0, len(queries), block):
+        yield from (query_vectors[start : start + block] @ document_vectors.T).cpu().numpy()

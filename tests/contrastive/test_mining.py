@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from neobert.config.contrastive_data import ContrastiveDataConfig, MiningConfig, PairSource
 from neobert.config.schema import parse
-from neobert.contrastive.mining import _candidates, mine
+from neobert.contrastive.mining import _bm25, _candidates, mine
 from neobert.contrastive.pairs import Pairs
 from neobert.contrastive.preprocess import preprocess
 from neobert.errors import PipelineError
@@ -80,6 +81,31 @@ def test_margin_and_ranks():
     assert _candidates(scores, 0, dataclasses.replace(config, relative_margin=0.05)) == [2, 5]
     assert _candidates(scores, 0, dataclasses.replace(config, range_min=1, range_max=3)) == [1, 2]
     assert _candidates(scores, 0, dataclasses.replace(config, range_max=99)) == [0, 1, 2, 5, 4]
+
+
+@pytest.mark.parametrize("values", [3, 40, 10**6])
+@pytest.mark.parametrize("documents", [5, 700, 5000])
+def test_ranks_are_those_of_a_full_sort_and_equal_scores_go_by_number(documents, values):
+    rng = np.random.default_rng(documents + values)
+    for wanted in (1, 20, 50, 6000):
+        scores = (rng.integers(0, values, documents) * (rng.random(documents) < 0.5)).astype(np.float32) - 1
+        ranked = np.lexsort((np.arange(documents), -scores))[:wanted]
+        config = MiningConfig(relative_margin=None, range_max=wanted)
+        assert _candidates(scores, 0, config) == ranked[scores[ranked] > 0].tolist()
+
+
+def test_scores_are_in_memory_one_query_at_a_time():
+    words = [np.array([2, i % 7, i % 11, 3], dtype=np.int32) for i in range(20_000)]
+    tracemalloc.start()
+    scores = _bm25(words[:600], words)
+    found = [float(next(scores).max())]
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    found += [float(of_query.max()) for of_query in scores]
+    peak = tracemalloc.get_traced_memory()[1] - before
+    tracemalloc.stop()
+    assert len(found) == 600
+    assert peak < 4 * 4 * len(words)
 
 
 def test_an_encoder_mines_too(tmp_path, tokenizer_dir, world):
