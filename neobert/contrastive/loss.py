@@ -67,15 +67,19 @@ class MultipleNegativesRankingLoss(nn.Module):
         cosines = queries[local] @ torch.cat([positives, negatives]).T
         positive = cosines.gather(1, own)
         related = others_of_class(labels, local, len(negatives))
-        denominator = self._log_denominator(cosines, positive, related)
+        denominator = self._log_denominator(cosines, own, positive, related)
         if self.symmetric:
-            backwards = self._log_denominator(positives[local] @ queries.T, positive, related[:, : len(queries)])
+            backwards = positives[local] @ queries.T
+            backwards = self._log_denominator(backwards, own, positive, related[:, : len(queries)])
             denominator = (denominator + backwards) / 2
         return (denominator - self.scale * positive).sum(), ranks(cosines, positive, related, self.training)
 
-    def _log_denominator(self, cosines: Tensor, positive: Tensor, left_out: Tensor) -> Tensor:
+    def _log_denominator(self, cosines: Tensor, own: Tensor, positive: Tensor, left_out: Tensor) -> Tensor:
         if self.margin is not None:
             left_out = left_out | (cosines.detach() > positive.detach() + self.margin)
+            # The pair itself is no false negative. With a margin near 0 it would pass for one: the backward product
+            # rounds its cosine otherwise than the forward one, which `positive` is of.
+            left_out = left_out.scatter(1, own, False)
         cosines = cosines.masked_fill(left_out, float("-inf"))
         return torch.logsumexp(self.scale * cosines, dim=1, keepdim=True)
 

@@ -49,6 +49,24 @@ def test_ragged_negatives_and_margin_against_a_plain_reference():
     assert expected < MultipleNegativesRankingLoss(20.0)(q, p, n, torch.arange(5), 0, 5)[0].item()
 
 
+@pytest.mark.parametrize("pairs", [2, 3, 4])
+def test_a_margin_of_nothing_keeps_a_pair_s_own_positive_both_ways(pairs):
+    """The backward product sums in another order, so rounding may put a pair's own cosine above itself."""
+    for seed in range(20):
+        torch.manual_seed(seed)
+        q, n = torch.randn(pairs, 64), torch.randn(5, 64)
+        p = q * 0.25 + torch.randn(pairs, 64)
+        unit = [torch.nn.functional.normalize(x.double(), dim=1) for x in (q, p, n)]
+        cosines = unit[0] @ torch.cat(unit[1:]).T
+        own = cosines.diagonal()[:, None]
+        expected = 0.0
+        for direction in (cosines, cosines[:, :pairs].T):
+            kept = direction.masked_fill((direction > own) & ~torch.eye(*direction.shape, dtype=torch.bool), -torch.inf)
+            expected += (torch.logsumexp(20 * kept, dim=1) - 20 * own[:, 0]).sum().item() / 2
+        loss, _ = MultipleNegativesRankingLoss(20.0, True, 0.0)(q, p, n, torch.arange(pairs), 0, pairs)
+        assert loss.item() == pytest.approx(expected, abs=1e-3), seed
+
+
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_pairs_of_one_label_are_no_negatives(symmetric):
     q, p, n = embeddings(5, 2)
