@@ -3,14 +3,16 @@
 Seconds differ from run to run, so no DVC out may hold them; they reach the model card on the user's word, as
 `export.hardware`, for which `python -m stages.report` prints the line. Wall time of every process that trained counts,
 evaluations, saves and steps done again after a crash included; what a process did before its first row's window or
-after its last row does not.
+after its last row does not. Nor does a row that is unreadable: a kill, a full disk or a power loss cut it short.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 def spent(directories: list[Path]) -> str | None:
@@ -24,7 +26,7 @@ def spent(directories: list[Path]) -> str | None:
         files = sorted(directory.rglob("throughput.jsonl"))
         if not files:
             return None
-        for row in (json.loads(line) for file in files for line in file.read_text().splitlines()):
+        for row in (row for file in files for row in _readable(file)):
             seconds[row["device"]] += row["devices"] * row["seconds"]
             devices[row["device"]] = max(devices[row["device"]], row["devices"])
     parts = [
@@ -32,3 +34,11 @@ def spent(directories: list[Path]) -> str | None:
         for name, total in sorted(seconds.items())
     ]
     return "; ".join(parts) or None
+
+
+def _readable(file: Path) -> Iterator[dict[str, Any]]:
+    for line in file.read_text(errors="replace").splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:  # one that was cut short; rows after it are whole
+            continue

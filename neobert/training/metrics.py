@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from neobert.config.model import ModelConfig
-from neobert.io import atomic_path
+from neobert.io import atomic_path, clear_write_errors
 
 # Dense bf16 peaks without sparsity, in FLOP/s, by the device's model; first match wins.
 # Sources: NVIDIA's data sheets of H200, H100, A100, L40S, L4, A10, B200, B100, RTX 4090, RTX 3090.
@@ -56,33 +56,65 @@ def peak_flops(device_name: str | None) -> float | None:
     return None
 
 
+class JsonLines:
+    """A file of JSON objects, one a line, appended as they come and written out at once: rows are rare.
+
+    A last line that a kill or a full disk cut short is dropped on opening, else the next would be written onto its end.
+
+    Raises:
+        PipelineError: at any of its calls, the file cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with clear_write_errors(path):
+            self._handle = open(path, "a", encoding="utf-8")  # noqa: SIM115 - held until close
+            if path.is_file():
+                data = path.read_bytes()
+                os.truncate(path, data.rfind(b"\n") + 1)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a row."""
+        with clear_write_errors(self.path):
+            self._handle.write(json.dumps(row) + "\n")
+            self._handle.flush()
+
+    def sync(self) -> None:
+        """Make the rows durable."""
+        with clear_write_errors(self.path):
+            os.fsync(self._handle.fileno())
+
+    def close(self) -> None:
+        """Close the file; what a full disk has left unwritten is tried once more."""
+        with clear_write_errors(self.path):
+            self._handle.close()
+
+
 class History:
-    """A run's rows on disk, one JSON object a line, appended as they come.
+    """A run's rows, in memory and on disk.
 
     A resumed run cuts what lies after its checkpoint, so that an interrupted run's history equals the undisturbed
     one's. A run from step 0 keeps nothing: if it evaluates before its first step, it does so again.
     """
 
     def __init__(self, path: Path, keep_to_step: int) -> None:
-        self.path = path
         self.rows = [row for row in read_rows(path) if row["step"] <= keep_to_step] if keep_to_step else []
         with atomic_path(path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-        self._handle = open(path, "a")  # noqa: SIM115 - held until close
+        self.lines = JsonLines(path)
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add a row (and write it out: rows are rare)."""
+        """Add a row, and write it out."""
         self.rows.append(row)
-        self._handle.write(json.dumps(row) + "\n")
-        self._handle.flush()
+        self.lines.append(row)
 
     def sync(self) -> None:
         """Make rows durable; called before a checkpoint that implies them is committed."""
-        os.fsync(self._handle.fileno())
+        self.lines.sync()
 
     def close(self) -> None:
-        """Flush and close."""
-        self._handle.close()
+        """Close the file."""
+        self.lines.close()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -90,7 +122,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
             rows.append(json.loads(line))
         except ValueError:  # only the last line of a killed process can be partial

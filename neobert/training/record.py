@@ -11,7 +11,6 @@ the clock between two logs.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ import torch
 
 from neobert.config.runtime import RuntimeConfig
 from neobert.training.distributed import Workers
-from neobert.training.metrics import History, peak_flops
+from neobert.training.metrics import History, JsonLines, peak_flops
 from neobert.training.resume import HISTORY
 from neobert.training.source import HOST_KEYS, Batch, Objective
 from neobert.training.timing import Timing
@@ -39,7 +38,7 @@ class Recorder:
     ) -> None:
         self.stage, self.workers, self.runtime, self.timing = stage, workers, runtime, timing
         self.history = History(scratch / HISTORY, start) if workers.is_main else None
-        self._speed = open(scratch / "throughput.jsonl", "a") if workers.is_main else None  # noqa: SIM115
+        self._speed = JsonLines(scratch / "throughput.jsonl") if workers.is_main else None
         self.trackers = Trackers(scratch, stage, runtime, start) if workers.is_main else None
         name = torch.cuda.get_device_name(workers.device) if workers.device.type == "cuda" else None
         self._device, self._peak = name or "CPU", peak_flops(name)
@@ -84,8 +83,7 @@ class Recorder:
             speed["timing"] = self.timing.report()
         if self.history is not None and self._speed is not None:
             self.history.append(row)
-            self._speed.write(json.dumps(speed) + "\n")
-            self._speed.flush()
+            self._speed.append(speed)
             self._track("train", row)
             self._track("speed", speed)
             self._say(row, speed, max_steps, left)

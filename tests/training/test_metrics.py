@@ -1,8 +1,9 @@
-"""Peaks by the names that drivers give: MFU is null on a device that is not known, never another device's."""
+"""Peaks by the names that drivers give (unknown is null, never another device's), and histories on disk."""
 
 import pytest
 
-from neobert.training.metrics import peak_flops
+from neobert.errors import PipelineError
+from neobert.training.metrics import History, JsonLines, peak_flops, read_rows
 
 
 @pytest.mark.parametrize(
@@ -48,3 +49,20 @@ def test_a_known_device_has_its_peak(name, peak):
 )
 def test_another_device_has_none(name):
     assert peak_flops(name) is None
+
+
+def test_a_history_that_cannot_be_written_is_one_clear_error(tmp_path):
+    """To the end: what could not be written is tried again when the file is closed."""
+    full = tmp_path / "full"
+    full.symlink_to("/dev/full")
+    history = History(tmp_path / "history.jsonl", 0)
+    history.lines.close()
+    history.lines = JsonLines(full)
+    for refused in (lambda: history.append({"step": 1}), history.sync, history.close):
+        with pytest.raises(PipelineError, match=r"full: cannot be written \(.*\); free space"):
+            refused()
+
+
+def test_a_history_ends_at_bytes_that_are_no_text(tmp_path):
+    (tmp_path / "history.jsonl").write_bytes(b'{"step": 1}\n\xff\xfe\x00')
+    assert read_rows(tmp_path / "history.jsonl") == [{"step": 1}]
