@@ -239,7 +239,7 @@ class Checkpointer:
             upload.result()
             if self.workers.is_main:
                 self._publish(temporary, step, info)
-        except (OSError, dcp.CheckpointException) as error:
+        except (OSError, PipelineError, dcp.CheckpointException) as error:
             # CheckpointException is a BaseException, and wraps the write error of whichever rank failed.
             shutil.rmtree(temporary, ignore_errors=True)
             raise PipelineError(
@@ -247,6 +247,10 @@ class Checkpointer:
                 "checkpoints are intact. Free space or make it writable, then run the same command again "
                 "(with runtime.resume_from_checkpoint: auto where it is false, which starts anew)"
             ) from error
+        if self.workers.is_main:  # committed: what fails from here on says so itself, and harms no checkpoint
+            if self.committed is not None:
+                self.committed(self.directory / str(step))
+            self._remove_old()
 
     def _publish(self, temporary: Path, step: int, info: dict[str, Any]) -> None:
         write_json(temporary / STATE, info)
@@ -255,16 +259,25 @@ class Checkpointer:
         os.rename(temporary, self.directory / str(step))
         fsync_directory(self.directory)
         log.info("saved %s", self.directory / str(step))
-        if self.committed is not None:
-            self.committed(self.directory / str(step))
-        for old in steps_in(self.directory)[: -self.keep]:
-            # The manifest goes first: a removal that is cut short must not leave something that looks whole.
-            (self.directory / str(old) / MANIFEST).unlink()
-            shutil.rmtree(self.directory / str(old))
+
+    def _remove_old(self) -> None:
+        for step in steps_in(self.directory)[: -self.keep]:
+            old = self.directory / str(step)
+            try:
+                # The manifest goes first: a removal that is cut short must not leave something that looks whole.
+                (old / MANIFEST).unlink()
+                shutil.rmtree(old)
+            except OSError as error:
+                raise PipelineError(
+                    f"{old}: an old checkpoint could not be removed ({error.strerror or error}); newer ones are whole. "
+                    "Remove it by hand, then run the same command again"
+                ) from error
 
 
 def _cause(error: BaseException) -> str:
     failures = getattr(error, "failures", None)
     if failures:
         return "; ".join(f"rank {rank}: {failure[0]}" for rank, failure in failures.items())
+    if isinstance(error, PipelineError) and error.__cause__ is not None:
+        return str(error.__cause__)  # it would name the temporary file, and say what to do about that one
     return str(error)

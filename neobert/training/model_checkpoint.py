@@ -6,15 +6,18 @@ gathering, however the weights were sharded.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from neobert.errors import PipelineError
 from neobert.training.checkpoint import SafeReader, load_tensors
 
 SaveModel = Callable[[Path, dict[str, Tensor]], None]
@@ -43,20 +46,44 @@ def read_model_state(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def model_writer(scratch: Path, keep: int, save_model: SaveModel | None) -> Callable[[Path], None] | None:
-    """What the checkpointer calls with each committed checkpoint; None where the stage writes no model."""
+    """What the checkpointer calls with each committed checkpoint; None where the stage writes no model.
+
+    Removes what a process that died while it wrote has left: each rank asks for this before any of them saves.
+    """
     if save_model is None:
         return None
+    directory = scratch / MODEL_CHECKPOINTS
+    for left in directory.glob(".saving-*"):
+        shutil.rmtree(left, ignore_errors=True)
 
     def write(checkpoint: Path) -> None:
-        directory = scratch / MODEL_CHECKPOINTS
         temporary, final = directory / f".saving-{checkpoint.name}", directory / checkpoint.name
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_model(temporary, read_model_state(checkpoint))
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(temporary, final)
-        steps = sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit())
-        for old in steps[:-keep]:
-            shutil.rmtree(directory / str(old))
+        with _named_errors(final, checkpoint):
+            try:
+                temporary.mkdir(parents=True)
+                save_model(temporary, read_model_state(checkpoint))
+                shutil.rmtree(final, ignore_errors=True)
+                os.rename(temporary, final)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+            steps = sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit())
+            for old in steps[:-keep]:
+                shutil.rmtree(directory / str(old))
 
     return write
+
+
+@contextlib.contextmanager
+def _named_errors(final: Path, checkpoint: Path) -> Iterator[None]:
+    """A failed write inside is one of the model directory `final`, whose temporary name would say nothing."""
+    try:
+        yield
+    except (OSError, SafetensorError, PipelineError) as error:
+        cause = error.__cause__ if isinstance(error, PipelineError) else error
+        if not isinstance(cause, OSError | SafetensorError):
+            raise
+        raise PipelineError(
+            f"{final}: the model directory could not be written ({getattr(cause, 'strerror', None) or cause}); "
+            f"{checkpoint} is whole. Free space or make {final.parent} writable, then run the same command again "
+            "(with runtime.resume_from_checkpoint: auto where it is false, which starts anew)"
+        ) from error

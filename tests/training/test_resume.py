@@ -1,5 +1,6 @@
 """Trap 10: an interrupted run ends bitwise where the undisturbed one does; damaged checkpoints and failed saves."""
 
+import contextlib
 import os
 import pickle
 import shutil
@@ -7,9 +8,10 @@ import signal
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from neobert.errors import PipelineError
-from neobert.io import read_json, verify_manifest, write_manifest
+from neobert.io import clear_write_errors, read_json, verify_manifest, write_manifest
 from neobert.training.signals import Preempted
 from tests.training import tiny
 
@@ -176,15 +178,17 @@ def test_a_model_directory_comes_with_each_checkpoint(tmp_path):
     assert all(torch.equal(value, result.state_dict[key]) for key, value in last.items())
 
 
-def test_a_failed_save_ends_the_run_and_leaves_earlier_ones(tmp_path, monkeypatch):
+@pytest.mark.parametrize("named", [False, True])
+def test_a_failed_save_ends_the_run_and_leaves_earlier_ones(tmp_path, monkeypatch, named):
     import neobert.training.checkpoint as module
 
     write = module.write_manifest
 
     def full(directory, extra):
-        if extra["step"] == 8:
+        with clear_write_errors(directory) if named and extra["step"] == 8 else contextlib.nullcontext():
+            if extra["step"] != 8:
+                return write(directory, extra)
             raise OSError(28, "No space left on device")
-        return write(directory, extra)
 
     monkeypatch.setattr(module, "write_manifest", full)
     with pytest.raises(PipelineError, match=r"checkpoints/8: the checkpoint could not be written.*No space left"):
@@ -192,3 +196,42 @@ def test_a_failed_save_ends_the_run_and_leaves_earlier_ones(tmp_path, monkeypatc
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["4"]
     monkeypatch.setattr(module, "write_manifest", write)
     assert tiny.same_state(tiny.run(tmp_path).state_dict, tiny.run(tmp_path / "undisturbed").state_dict)
+
+
+@pytest.mark.parametrize("error", ["of the disk", "of safetensors", "that is clear already"])
+def test_a_failed_model_directory_is_named_and_leaves_nothing(tmp_path, error):
+    """The checkpoint that it is made from is whole by then, and the next run goes on from it."""
+
+    def full(directory, state):
+        (directory / "model").write_text("half")
+        if error == "of safetensors":
+            raise SafetensorError("I/O error: No space left on device")
+        with clear_write_errors(directory / "model") if error == "that is clear already" else contextlib.nullcontext():
+            raise OSError(28, "No space left on device")
+
+    where = r"No space left on device.*checkpoints/4 is whole.*run the same command again"
+    with pytest.raises(PipelineError, match=rf"model_checkpoints/4: .*could not be written.*{where}") as failure:
+        tiny.run(tmp_path, save_model=full)
+    assert "checkpoints/4: the checkpoint" not in str(failure.value)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["4"]
+    assert not list((tmp_path / "model_checkpoints").iterdir())
+    (tmp_path / "model_checkpoints" / ".saving-4").mkdir()  # of a process that was killed there
+    resumed = tiny.run(tmp_path, save_model=lambda directory, state: None)
+    assert resumed.history[-1]["step"] == 12
+    assert sorted(p.name for p in (tmp_path / "model_checkpoints").iterdir()) == ["12", "8"]
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_is_named(tmp_path, monkeypatch):
+    import neobert.training.checkpoint as module
+
+    remove = module.shutil.rmtree
+
+    def busy(path, **options):
+        if path.name == "4":
+            raise OSError(16, "Device or resource busy", str(path))
+        remove(path, **options)
+
+    monkeypatch.setattr(module.shutil, "rmtree", busy)
+    with pytest.raises(PipelineError, match=r"checkpoints/4: an old checkpoint could not be removed.*resource busy"):
+        tiny.run(tmp_path)
+    assert (tmp_path / "checkpoints" / "12" / "manifest.json").is_file()
