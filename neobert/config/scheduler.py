@@ -31,7 +31,7 @@ class SchedulerConfig:
     decay_shape: Annotated[Literal["linear", "1-sqrt"], "Course of wsd's decay."] = "linear"
 
     def problems(self) -> Iterable[tuple[str, str]]:
-        """Keys that the chosen course would ignore, and lengths given twice."""
+        """Keys that the chosen course would ignore, and lengths given twice or of more than the run."""
         if self.warmup_percent is not None and self.warmup_steps:
             yield "warmup_percent", f"and warmup_steps ({self.warmup_steps}) both set the warmup; keep one"
         if self.decay_percent is not None and self.decay_steps is not None:
@@ -40,5 +40,13 @@ class SchedulerConfig:
             for key in ("decay_steps", "decay_percent"):
                 if getattr(self, key) is not None:
                     yield key, f"has no meaning for scheduler.name {self.name}; remove it"
+        elif (self.warmup_percent or 0) + (self.decay_percent or 0) > 100:
+            yield (
+                "decay_percent",
+                f"and warmup_percent ({self.warmup_percent}) are more than the run, so the decay would not end in it; "
+                "lower one, together they may be at most 100",
+            )
+        if self.name != "wsd" and self.decay_shape != "linear":
+            yield "decay_shape", f"has no meaning for scheduler.name {self.name}; make it linear"
         if self.name == "wsd" and self.decay_steps is None and self.decay_percent is None:
             yield "name", "wsd needs decay_steps or decay_percent"

@@ -37,7 +37,11 @@ def multiplier(step: int, config: SchedulerConfig, max_steps: int) -> float:
         # The square root's own scale is the warmup, as in Vaswani et al. (2017); without one it is 1 step.
         return math.sqrt(max(warmup, 1) / max(step, 1)) if step > max(warmup, 1) else 1.0
     length = decay_steps(config, max_steps)
-    start = max(warmup, max_steps - length) if config.name == "wsd" else warmup
+    start = warmup
+    if config.name == "wsd":
+        # The run's last steps; where the warmup reaches into them those that it leaves, so that the decay always ends.
+        start = max(warmup, max_steps - length)
+        length = max(max_steps - start, 1)
     done = min(max(step - start, 0) / length, 1.0)
     return config.final_lr_ratio + (1 - config.final_lr_ratio) * _remaining(done, config)
 

@@ -35,7 +35,7 @@ from neobert.training.model_checkpoint import SaveModel, full_state, model_write
 from neobert.training.numerics import SkipWatch
 from neobert.training.prefetch import DeviceBatches
 from neobert.training.record import Recorder
-from neobert.training.schedule import multiplier
+from neobert.training.schedule import multiplier, warmup_steps
 from neobert.training.scratch import PREEMPTED
 from neobert.training.signals import Preempted, StopRequest
 from neobert.training.source import Batch, BatchSource
@@ -138,6 +138,8 @@ def train(
         "compiled" if trainer.torch_compile else "eager",
         f"{sum(p.numel() for p in step.parameters):,}",
     )
+    if warmup_steps(scheduler, trainer.max_steps) >= trainer.max_steps:
+        log.warning("%s: no step is left after the warmup, so the learning rate stays below optimizer.lr", stage)
     loop = _Loop(
         *(source, step, trainer, optimizer.lr, scheduler, runtime, seed),
         *(workers, saver, recorder, evaluate, scratch, start),

@@ -1,11 +1,13 @@
-"""Exact rates at the corners of every schedule."""
+"""Exact rates at the corners of every schedule, and what cannot be a schedule."""
 
 import math
 
 import pytest
 
 from neobert.config.scheduler import SchedulerConfig
+from neobert.config.schema import parse
 from neobert.training.schedule import extends, multiplier
+from tests.training import tiny
 
 
 def rates(steps, max_steps=100, **config):
@@ -62,3 +64,45 @@ def test_a_run_may_be_prolonged_where_its_rates_so_far_would_have_been_the_same(
     assert not extends(wsd, 90, 100, 200), "the decay had begun"
     assert extends(SchedulerConfig(name="constant"), 100, 100, 200)
     assert not extends(SchedulerConfig(name="cosine"), 50, 100, 200)
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [{"warmup_steps": 50, "decay_steps": 80}, {"warmup_percent": 50, "decay_steps": 51}],
+)
+def test_a_wsd_whose_warmup_reaches_into_its_decay_ends_it_all_the_same(lengths):
+    course = {"name": "wsd", "final_lr_ratio": 0.0, **lengths}
+    assert rates([49, 50, 75, 99, 100, 101], **course) == pytest.approx([50 / 51, 1, 0.5, 0.02, 0, 0])
+    # Both are rounded up: 2 + 4 steps of 5.
+    rounded = rates([1, 2, 4, 5], 5, name="wsd", warmup_percent=30, decay_percent=70, final_lr_ratio=0.0)
+    assert rounded == pytest.approx([2 / 3, 1, 1 / 3, 0])
+    assert rates([3], 3, name="wsd", warmup_steps=3, decay_steps=1, final_lr_ratio=0.0) == [1]
+
+
+def refusals(cls, value, key):
+    problems: list[str] = []
+    parse(cls, value, key, problems)
+    return problems
+
+
+def test_a_key_that_the_course_would_ignore_is_refused():
+    for name in ("cosine", "linear", "constant", "inverse_sqrt"):
+        assert refusals(SchedulerConfig, {"name": name, "decay_shape": "1-sqrt"}, "scheduler") == [
+            f"scheduler.decay_shape: '1-sqrt' has no meaning for scheduler.name {name}; make it linear"
+        ]
+    assert not refusals(SchedulerConfig, {"name": "wsd", "decay_steps": 5, "decay_shape": "1-sqrt"}, "scheduler")
+
+
+@pytest.mark.parametrize("name", ["wsd", "cosine", "linear"])
+def test_a_decay_that_would_end_after_the_run_is_refused(name):
+    course = {"name": name, "warmup_percent": 50}
+    (problem,) = refusals(SchedulerConfig, {**course, "decay_percent": 80}, "longer_context.scheduler")
+    assert problem.startswith("longer_context.scheduler.decay_percent: 80.0 and warmup_percent (50.0) are more than ")
+    assert "at most 100" in problem
+    assert not refusals(SchedulerConfig, {**course, "decay_percent": 50}, "scheduler")
+
+
+@pytest.mark.parametrize(("warmup", "said"), [(3, True), (2, True), (1, False)])
+def test_a_run_that_ends_within_its_warmup_says_so(warmup, said, tmp_path, caplog):
+    tiny.run(tmp_path, {"max_steps": 2}, scheduler={"name": "cosine", "warmup_steps": warmup})
+    assert ("no step is left after the warmup" in caplog.text) is said
