@@ -32,6 +32,7 @@ from neobert.training.model_checkpoint import MODEL_CHECKPOINTS, read_model_stat
 
 log = logging.getLogger(__name__)
 EMBEDDINGS = "encoder.embeddings.weight"
+LOGIT_SCALE = "logit_scale.weight"
 
 
 def repackage(checkpoint: Path, target: Path, max_shard_bytes: int) -> None:
@@ -43,7 +44,8 @@ def repackage(checkpoint: Path, target: Path, max_shard_bytes: int) -> None:
     if target.exists():
         raise PipelineError(f"{target}: exists; name a new directory")
     verify_manifest(checkpoint)
-    described = checkpoint.resolve().parent.parent / MODEL_CHECKPOINTS / checkpoint.name
+    step = checkpoint.resolve()  # whatever link or dot named it
+    described = step.parent.parent / MODEL_CHECKPOINTS / step.name
     info = read_info(described)
     state = masked_lm_state(checkpoint, info)
     native = not obstacles(info.model)
@@ -65,7 +67,7 @@ def masked_lm_state(checkpoint: Path, info: ModelInfo) -> dict[str, Tensor]:
     """`MaskedLM.state_dict()` out of whatever objective was trained, tied decoder included.
 
     Raises:
-        PipelineError: the checkpoint holds no encoder, or no decoder where the model's is not tied.
+        PipelineError: the checkpoint holds no encoder, or not what the model's decoder has of its own.
     """
     stored = read_model_state(checkpoint)
     prefixes = [key.removesuffix(EMBEDDINGS) for key in stored if key.endswith(EMBEDDINGS)]
@@ -74,10 +76,13 @@ def masked_lm_state(checkpoint: Path, info: ModelInfo) -> dict[str, Tensor]:
     state = {k.removeprefix(prefixes[0]): v for k, v in stored.items() if k.startswith(prefixes[0])}
     if info.model.tie_word_embeddings:
         state[TIED] = state[EMBEDDINGS]
-    if TIED not in state:
-        raise PipelineError(
-            f"{checkpoint}: holds no decoder (a contrastive checkpoint of an untied model); export models/contrastive"
-        )
+    # Fine-tuning trains the encoder alone: it keeps neither a decoder that is not tied nor an nGPT's scales of one.
+    parts = {TIED: "decoder (a contrastive checkpoint of an untied model)"}
+    if info.model.ngpt:
+        parts[LOGIT_SCALE] = "logit_scale (a contrastive checkpoint of an nGPT)"
+    for key, part in parts.items():
+        if key not in state:
+            raise PipelineError(f"{checkpoint}: holds no {part}; export models/contrastive")
     return state
 
 
