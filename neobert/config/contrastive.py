@@ -19,10 +19,14 @@ class ContrastiveTrainerConfig(StepConfig):
     ``contrastive.mini_batch_size`` is what saves memory.
     """
 
-    global_batch_size: Annotated[int, "Pairs in one step, over all devices.", Bounds(ge=2)] = 256
+    global_batch_size: Annotated[
+        int, "Pairs in one step, over all devices; a small source has fewer.", Bounds(ge=2)
+    ] = 256
     max_steps: Annotated[int | None, "Optimizer steps; null follows from num_train_epochs.", Bounds(ge=1)] = None
     num_train_epochs: Annotated[
-        float | None, "Length in passes over the pairs, instead of max_steps.", Bounds(gt=0)
+        float | None,
+        "Length in passes over the pairs if every batch were full, instead of max_steps.",
+        Bounds(gt=0),
     ] = 1.0
 
     def problems(self) -> Iterator[tuple[str, str]]:
@@ -30,7 +34,11 @@ class ContrastiveTrainerConfig(StepConfig):
             yield "max_steps", f"and num_train_epochs ({self.num_train_epochs}): set one and make the other null"
 
     def steps(self, pairs: int) -> int:
-        """Optimizer steps over ``pairs`` pairs."""
+        """Optimizer steps over ``pairs`` pairs, as many as they would fill batches.
+
+        Batches of a small source, or of repeated texts, hold fewer. Counting those instead would make a run longer for
+        its smallest source, which sampling_alpha repeats already, and its length known only after every batch is cut.
+        """
         if self.max_steps is not None:
             return self.max_steps
         return max(1, round((self.num_train_epochs or 0.0) * pairs / self.global_batch_size))

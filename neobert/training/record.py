@@ -2,7 +2,10 @@
 
     history.jsonl     step, epoch, samples, loss, grad_norm, lr, skipped, the objective's metrics; or step, eval_...
                       (loss, grad_norm and metrics are left out where every step since the last row was skipped)
-    throughput.jsonl  step, tokens/s, steps/s, MFU, devices and their seconds, and with runtime.timing where those went
+    throughput.jsonl  step, tokens/s, steps/s, terms a step, MFU, devices, seconds; with runtime.timing, where they went
+
+`samples` and `epoch` are the position in the data: global_batch_size a step. A contrastive batch may hold fewer pairs
+(of a small source, of repeated texts); `terms_per_step` is what the loss was really of.
 
 Trackers (`runtime.report_to`) get the same rows. Tokens/s leaves out evaluation and saving: their seconds are taken off
 the clock between two logs.
@@ -43,7 +46,7 @@ class Recorder:
         name = torch.cuda.get_device_name(workers.device) if workers.device.type == "cuda" else None
         self._device, self._peak = name or "CPU", peak_flops(name)
         self._flops: float | None = 0.0
-        self._tokens = self._steps = 0
+        self._tokens = self._terms = self._steps = 0
         self._clock = self._last = time.perf_counter()
 
     @contextlib.contextmanager
@@ -57,11 +60,12 @@ class Recorder:
         self._clock += time.perf_counter() - start
 
     def stepped(self, micro_batches: list[Batch], objective: Objective) -> None:
-        """Count a step's tokens and FLOPs (host arithmetic)."""
+        """Count a step's tokens, terms and FLOPs (host arithmetic)."""
         self._steps += 1
         for batch in micro_batches:
             host = {key: batch.get(key, 0) for key in HOST_KEYS}
             self._tokens += host["tokens"]
+            self._terms += host["count"]
             flops = objective.train_flops(host)
             self._flops = None if flops is None or self._flops is None else self._flops + flops
 
@@ -73,6 +77,7 @@ class Recorder:
             "step": row["step"],
             "tokens_per_second": self._tokens * self.workers.world / seconds,
             "steps_per_second": self._steps / seconds,
+            "terms_per_step": self._terms * self.workers.world / max(self._steps, 1),
             "mfu": None if self._flops is None or self._peak is None else self._flops / seconds / self._peak,
             "device": self._device,
             "devices": self.workers.world,
@@ -87,7 +92,8 @@ class Recorder:
             self._track("train", row)
             self._track("speed", speed)
             self._say(row, speed, max_steps, left)
-        self._flops, self._tokens, self._steps, self._clock, self._last = 0.0, 0, 0, now, now
+        self._flops, self._tokens, self._terms, self._steps = 0.0, 0, 0, 0
+        self._clock, self._last = now, now
 
     def _track(self, prefix: str, row: dict[str, Any]) -> None:
         if self.trackers is not None:

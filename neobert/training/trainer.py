@@ -200,7 +200,11 @@ class _Loop:
                     self.give_up(index, batches)
 
     def samples(self, done: int) -> int:
-        """Samples taken by the run's first `done` steps, those before a resume at the batch size that they had."""
+        """The position after the run's first `done` steps, those before a resume at the batch size that they had.
+
+        A step counts as global_batch_size, though a contrastive batch may hold fewer: sources, and resuming, find the
+        step by division. What batches held is `terms_per_step` (see `record`).
+        """
         return self.start.samples + (done - self.start.step) * self.trainer.global_batch_size
 
     def batches(self, index: int) -> list[Batch]:
