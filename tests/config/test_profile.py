@@ -7,7 +7,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from neobert.config.load import read_params
-from neobert.config.profile import Data, apply_profile, main
+from neobert.config.longer_context import LongerContextConfig
+from neobert.config.profile import Data, apply_profile, leaves, main
+from neobert.config.schema import fields
 from neobert.config.validate import validate
 from neobert.errors import PipelineError
 from tests.config.test_params_file import ROOT, changed
@@ -90,3 +92,28 @@ def test_an_invalid_profile_leaves_params_untouched(tmp_path):
     path.write_bytes("seed: 7  # réglages\n".encode("latin-1"))
     with pytest.raises(PipelineError, match=r"params\.yaml:1: is not UTF-8"):
         apply_profile("bad", tmp_path, path)
+
+
+# What one phase alone sets, on purpose: a mixture needs long rows, and the paper's second phase has a constant rate.
+FIRST_ONLY = {name: {"scheduler.decay_percent", "scheduler.final_lr_ratio"} for name in PROFILES if "neobert" in name}
+SECOND_ONLY = {"packing.length_mixture"}
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_profile_says_of_both_phases_what_it_says_of_one(name):
+    keys = set(dict(leaves(read_params(ROOT / "profiles" / f"{name}.yaml"))))
+    second = {key.removeprefix("longer_context.") for key in keys if key.startswith("longer_context.")}
+    twins = {field.name for field in fields(LongerContextConfig)} - {"pretrained_from"}
+    first = {key for key in keys if key.split(".")[0] in twins}
+    assert first - second == FIRST_ONLY.get(name, set())
+    assert second - first <= SECOND_ONLY
+
+
+@pytest.mark.parametrize("name", ["neobert-100m", "neobert-250m"])
+def test_the_papers_masking_is_that_of_both_phases(tmp_path, name):
+    path = changed(tmp_path, {})
+    apply_profile(name, ROOT / "profiles", path)
+    params = read_params(path)
+    assert (
+        params["datacollator"] == params["longer_context"]["datacollator"] == {"mlm_probability": 0.2, "mask_all": True}
+    )
