@@ -2,7 +2,8 @@
 
 ``python -m neobert.config.profile NAME``, or ``make profile NAME=...``. The result is validated as a whole before it
 replaces the old file; ``git diff params.yaml`` shows what changed. A profile may bring data along, for whoever has the
-default's; data of the user's own stays.
+default's; data of the user's own stays. Keys that no profile names stay too, so each spells out what another one sets:
+then the order in which profiles were applied does not matter (a test applies them in pairs).
 """
 
 import sys
@@ -26,6 +27,7 @@ DATA = (
     "corpus",
     "tokenizer",
     "contrastive_data.sources",
+    "contrastive_data.mine_negatives",
     "contrastive_data.decontaminate",
     "evaluation.tasks",
     "evaluation.headline",
@@ -51,13 +53,14 @@ def merge(params: Any, profile: Any) -> None:
             params[key] = value
 
 
-def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of everything that ``merge`` would write."""
-    for key, value in values.items():
-        if isinstance(value, dict) and key not in BY_NAME:
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def differences(profile: Any, params: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted keys whose value ``merge`` would change; a key that ``params`` leaves out counts as null."""
+    for key, value in profile.items():
+        current = params.get(key)
+        if isinstance(value, dict) and isinstance(current, dict) and key not in BY_NAME:
+            yield from differences(value, current, f"{prefix}{key}.")
+        elif value != current:
+            yield f"{prefix}{key}"
 
 
 def without_data(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -104,21 +107,21 @@ def apply_profile(name: str, directory: str | Path = "profiles", path: str | Pat
 
 
 def _data(profile: dict[str, Any], params: dict[str, Any], name: str) -> Data:
-    current, wanted = dict(leaves(params)), dict(leaves(profile))
-    own = current.get("corpus.source", DEFAULT_SOURCE)
-    changes = [
-        key
-        for key, value in wanted.items()
-        if any(f"{key}.".startswith(f"{data}.") for data in DATA) and current.get(key) != value
-    ]
+    own, wanted = _source(params, DEFAULT_SOURCE), _source(profile, None)
+    changes = [key for key in differences(profile, params) if any(f"{key}.".startswith(f"{data}.") for data in DATA)]
     if own == DEFAULT_SOURCE:
         return Data(kept=[], replaced=changes)
-    if wanted.get("corpus.source") == DEFAULT_SOURCE:
+    if wanted == DEFAULT_SOURCE:
         raise PipelineError(
             f"{name}: is a size for the default data (corpus.source {DEFAULT_SOURCE}), and corpus.source is {own}; "
             f"take another profile, or go back to the default first (`git checkout {PARAMS}`, if that is committed)"
         )
     return Data(kept=changes, replaced=[])
+
+
+def _source(values: dict[str, Any], absent: str | None) -> str | None:
+    corpus = values.get("corpus")
+    return corpus.get("source", absent) if isinstance(corpus, dict) else absent
 
 
 def main() -> None:
