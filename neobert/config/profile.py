@@ -49,6 +49,9 @@ def merge(params: Any, profile: Any) -> None:
     for key, value in profile.items():
         if isinstance(value, dict) and isinstance(params.get(key), dict) and key not in BY_NAME:
             merge(params[key], value)
+        elif key not in params and hasattr(params, "insert") and params:
+            # Before the last key, as ruamel keeps the comment of the section that follows with the last one.
+            params.insert(len(params) - 1, key, value)
         else:
             params[key] = value
 

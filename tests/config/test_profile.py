@@ -1,5 +1,6 @@
 """Profiles: what they write into params.yaml, what they leave, and what they say."""
 
+import re
 import shutil
 from itertools import permutations
 from pathlib import Path
@@ -27,6 +28,8 @@ def test_profiles_apply_and_keep_comments(tmp_path, name):
     comments = [line for line in (ROOT / "params.yaml").read_text().splitlines() if line.startswith("#")]
     assert comments
     assert all(line in path.read_text() for line in comments)
+    sections = lambda text: re.findall(r"^#[^\n]*\n(?=\w+:)[^:]+", text, re.MULTILINE)  # noqa: E731
+    assert sections(path.read_text()) == sections((ROOT / "params.yaml").read_text()), "a comment left its section"
     profile = YAML(typ="safe", pure=True).load((ROOT / "profiles" / f"{name}.yaml").read_text())
     assert read_params(path)["model"]["num_hidden_layers"] == profile["model"]["num_hidden_layers"]
 
