@@ -1,10 +1,11 @@
 """The model card: what the model is, where it comes from, how it scores, how to load it."""
 
 from neobert.config.export import ExportConfig
-from neobert.export.native import obstacles
+from neobert.export.native import SINCE, obstacles
 from neobert.model.storage import ModelInfo
 
-USAGE = """```python
+NEEDS = f"Needs transformers >= {SINCE}, whose EuroBERT classes it is; no remote code.\n\n"
+USAGE = """{needs}```python
 from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer("{path}"{code})
@@ -55,7 +56,8 @@ def card(config: ExportConfig, info: ModelInfo, facts: dict[str, dict[str, str]]
         for heading, rows in facts.items()
         if rows
     )
-    usage = USAGE.format(path="path/to/this/directory", code="" if layout == "native" else ", trust_remote_code=True")
+    needs, code = (NEEDS, "") if layout == "native" else ("", ", trust_remote_code=True")
+    usage = USAGE.format(path="path/to/this/directory", needs=needs, code=code)
     return (
         "---\n" + "\n".join(front) + f"\n---\n\n# {config.name}\n\n"
         "A text encoder trained by masked language modelling and contrastive fine-tuning.\n\n"

@@ -12,6 +12,9 @@ from transformers import EuroBertConfig, EuroBertForMaskedLM
 from neobert.config.model import ModelConfig
 from neobert.model.storage import ModelInfo
 
+SINCE = "5.3"
+"""The first release of transformers with EuroBERT; pyproject.toml asks for it."""
+
 LAYER_NAMES = {
     "attention_norm": "input_layernorm",
     "attention.out": "self_attn.o_proj",

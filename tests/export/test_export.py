@@ -1,6 +1,7 @@
 """Trap 11: a fresh process that knows only public libraries loads the trained model."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,6 +70,15 @@ def test_every_way_of_pooling_and_storing_matches(make_model_dir, tmp_path, embe
     config = ExportConfig(**settings)
     judge(target, check_here(make_model_dir(embedding, **changes), target, tmp_path, config), config.dtype)
     assert (target / "model.safetensors.index.json").exists() == ("num_hidden_layers" in changes)
+
+
+def test_the_release_that_brought_the_native_classes_is_said_where_it_is_needed(make_model_dir):
+    root = Path(__file__).resolve().parents[2]
+    assert f'"transformers>={native.SINCE}"' in (root / "pyproject.toml").read_text()
+    assert f"transformers >= {native.SINCE}," in (root / "docs/export.md").read_text()
+    info = load_model(make_model_dir())[1]
+    assert f"transformers >= {native.SINCE}" in card(ExportConfig(), info, {}, "native")
+    assert "transformers >=" not in card(ExportConfig(), info, {}, "neobert")
 
 
 BEYOND_NATIVE = {
