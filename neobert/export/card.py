@@ -15,10 +15,10 @@ print(model.similarity(queries, documents))
 ```
 
 ```python
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import {model}, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{path}"{code})
-model = AutoModelForMaskedLM.from_pretrained("{path}"{code})
+model = {model}.from_pretrained("{path}"{code})
 ```"""
 
 
@@ -36,8 +36,10 @@ def card(config: ExportConfig, info: ModelInfo, facts: dict[str, dict[str, str]]
     front += [f"license: {config.license}"] if config.license else []
     # Quoted, as Norwegian's code is YAML 1.1's false.
     front += [f'language: "{config.language}"'] if config.language else []
-    front += ["tags:", "- sentence-transformers", "- fill-mask", "- feature-extraction"]
     embedding = info.embedding
+    # Fine-tuning moves the encoder, and the tied embeddings, away from the language-model head.
+    language_model = embedding is None
+    front += ["tags:", "- sentence-transformers", *(["- fill-mask"] if language_model else []), "- feature-extraction"]
     rows = {
         "layers x width x heads": f"{model.num_hidden_layers} x {model.hidden_size} x {model.num_attention_heads}",
         "feed-forward": f"{model.hidden_act}, {model.mlp_size}",
@@ -57,7 +59,12 @@ def card(config: ExportConfig, info: ModelInfo, facts: dict[str, dict[str, str]]
         if rows
     )
     needs, code = (NEEDS, "") if layout == "native" else ("", ", trust_remote_code=True")
-    usage = USAGE.format(path="path/to/this/directory", needs=needs, code=code)
+    usage = USAGE.format(
+        path="path/to/this/directory",
+        needs=needs,
+        code=code,
+        model="AutoModelForMaskedLM" if language_model else "AutoModel",
+    )
     return (
         "---\n" + "\n".join(front) + f"\n---\n\n# {config.name}\n\n"
         "A text encoder trained by masked language modelling and contrastive fine-tuning.\n\n"

@@ -81,6 +81,17 @@ def test_the_release_that_brought_the_native_classes_is_said_where_it_is_needed(
     assert "transformers >=" not in card(ExportConfig(), info, {}, "neobert")
 
 
+@pytest.mark.parametrize("layout", ["native", "neobert"])
+def test_the_card_offers_the_language_model_only_where_fine_tuning_has_not_spoilt_it(make_model_dir, layout):
+    pretrained = card(ExportConfig(), load_model(make_model_dir())[1], {}, layout)
+    assert "- fill-mask\n" in pretrained
+    assert "AutoModelForMaskedLM.from_pretrained(" in pretrained
+    embedder = card(ExportConfig(), load_model(make_model_dir(EmbeddingInfo("mean", True)))[1], {}, layout)
+    assert "fill-mask" not in embedder
+    assert "MaskedLM" not in embedder
+    assert "AutoModel.from_pretrained(" in embedder
+
+
 BEYOND_NATIVE = {
     "ngpt: true": {"ngpt": True},
     "rope: false": {"rope": False},
