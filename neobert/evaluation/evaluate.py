@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from mteb.abstasks import AbsTask
+from mteb.abstasks.aggregated_task import AbsTaskAggregate
+from mteb.abstasks.retrieval import AbsTaskRetrieval
+from mteb.models.abs_encoder import get_prompt_name
+from mteb.types import PromptType
 
 from neobert.config.evaluation import EvaluationConfig, model_label
 from neobert.errors import PipelineError
 from neobert.evaluation.bm25 import BM25Search
-from neobert.evaluation.local_tasks import MTEB_TYPES, local_task
+from neobert.evaluation.local_tasks import local_task
 from neobert.evaluation.models import SAMPLE, EncodeSettings, finetuned, open_model, pretrained, untrained
 from neobert.evaluation.named_tasks import named_tasks, require_data
 from neobert.evaluation.report import TaskRow
@@ -77,7 +81,7 @@ def evaluate(config: EvaluationConfig, paths: ModelPaths, seed: int) -> tuple[Sc
     """
     named = named_tasks(config)
     local = [local_task(spec) for spec in config.tasks]
-    check_prompts(config, [task.metadata.name for task in named])
+    check_prompts(config.prompts, local + named)
     require_data(named)
     rows = [TaskRow(s.name, s.type, s.main_metric) for s in config.tasks]
     rows += [TaskRow(t.metadata.name, t.metadata.type, t.metadata.main_score) for t in named]
@@ -93,20 +97,30 @@ def evaluate(config: EvaluationConfig, paths: ModelPaths, seed: int) -> tuple[Sc
     return scores, rows
 
 
-def check_prompts(config: EvaluationConfig, named: list[str]) -> None:
-    """Refuse a prompt that no task would use.
+def check_prompts(prompts: dict[str, str] | None, tasks: list[AbsTask]) -> None:
+    """Refuse a prompt that no text of ``tasks`` would get, by MTEB's own choice among all of them.
 
     Raises:
-        PipelineError: a key of ``evaluation.prompts`` is not a task, a type of tasks, or one of them with -query or
-            -document.
+        PipelineError: a key of ``evaluation.prompts`` that is not looked up, or only where another one goes before it.
     """
-    known = {"query", "document", *MTEB_TYPES.values(), *(task.name for task in config.tasks), *named}
-    for key in config.prompts or {}:
-        if key not in known and key.removesuffix("-query").removesuffix("-document") not in known:
-            raise PipelineError(
-                f"evaluation.prompts.{key}: is not query, document, a task type ({', '.join(MTEB_TYPES.values())}), "
-                "the name of a task of this run, or one of the latter two with -query or -document"
-            )
+    prompts = prompts or {}
+    parts = [part for task in tasks for part in (task.tasks if isinstance(task, AbsTaskAggregate) else [task])]
+    used = {get_prompt_name(prompts, part.metadata, side) for part in parts for side in prompt_types(part)}
+    for key in (key for key in prompts if key not in used):
+        types = sorted({part.metadata.type for part in parts})
+        raise PipelineError(
+            f"evaluation.prompts.{key}: {prompts[key]!r} would go before no text of this run. A query gets the first "
+            "of <task>-query, <task>, <type>-query, <type> and query that there is, a document likewise, and a text "
+            f"of a task without queries that of <task> and <type>; types here: {', '.join(types) or 'none'}. Correct "
+            "the key or remove it"
+        )
+
+
+def prompt_types(task: AbsTask) -> set[PromptType | None]:
+    """What MTEB says of a task's texts when it has them encoded: query, document, or neither."""
+    if isinstance(task, AbsTaskRetrieval):  # reranking and its kin as well
+        return {PromptType.query, PromptType.document}
+    return {getattr(task, f"input{i}_prompt_type", None) for i in (1, 2)}  # of pairs; the rest have none
 
 
 def sample_texts(tasks: list[AbsTask]) -> list[str]:

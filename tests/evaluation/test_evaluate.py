@@ -150,7 +150,7 @@ def test_the_request_is_checked_before_any_work(workspace, monkeypatch):
     paths = ModelPaths(*[workspace] * 3)
     typo = EvaluationConfig(tasks=TASKS[:1], prompts={"find-query": "a", "querry": "b"})
     for config, message in [
-        (typo, r"evaluation.prompts.querry: is not query, document"),
+        (typo, r"evaluation.prompts.querry: 'b' would go before no text of this run"),
         (EvaluationConfig(mteb_tasks=["STSBenchmarc"]), "evaluation.mteb_tasks: .*STSBenchmark"),
         (EvaluationConfig(benchmarks=["MTEB(eng, v3)"]), "evaluation.benchmarks: "),
         (EvaluationConfig(tasks=[LocalTask("x", "sts", "gone")]), "gone is not a directory"),
@@ -162,6 +162,37 @@ def test_the_request_is_checked_before_any_work(workspace, monkeypatch):
     monkeypatch.setattr(named_tasks.huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(PipelineError, match=r"STSBenchmark needs the data set .* does not answer"):
         evaluate(EvaluationConfig(mteb_tasks=["STSBenchmark"]), paths, seed=1)
+
+
+ENGLISH = EvaluationConfig(benchmarks=["MTEB(eng, v2)"])
+SORT = EvaluationConfig(tasks=TASKS[1:2])
+FIND = EvaluationConfig(tasks=TASKS[:1])
+
+
+@pytest.mark.parametrize(
+    ("config", "used", "useless"),
+    [
+        (ENGLISH, ["Summarization", "STS", "query", "Reranking-document"], "BitextMining"),
+        (ENGLISH, ["ArguAna-query", "Retrieval", "SummEvalSummarization.v2"], "Summarization"),
+        (ENGLISH, ["STS"], "STS-query"),
+        (SORT, ["Classification"], "query"),
+        (SORT, ["sort"], "Clustering"),
+        (SORT, ["sort"], "sort-query"),
+        (SORT, ["sort"], "Classification"),
+        (FIND, ["find-query", "document"], "Retrieval-query"),
+        (FIND, ["query", "document"], "query-query"),
+        # An aggregate's parts are what is encoded.
+        (EvaluationConfig(mteb_tasks=["CQADupstackRetrieval"]), ["CQADupstackTexRetrieval"], "CQADupstackRetrieval"),
+    ],
+)
+def test_a_prompt_is_refused_exactly_where_no_text_would_get_it(workspace, config, used, useless):
+    tasks = [evaluation.local_task(spec) for spec in config.tasks] + named_tasks.named_tasks(config)
+    for key in used:
+        evaluation.check_prompts({key: "a"}, tasks)
+    with pytest.raises(
+        PipelineError, match=rf"evaluation\.prompts\.{useless}: 'b' would go before no text of this run"
+    ):
+        evaluation.check_prompts({**dict.fromkeys(used, "a"), useless: "b"}, tasks)
 
 
 def test_benchmarks_are_filtered_by_type():
