@@ -8,6 +8,9 @@ from neobert.config.schema import Bounds
 
 TaskType = Literal["retrieval", "reranking", "sts", "classification", "clustering", "pair_classification"]
 
+HEADLINE = "retrieval"
+"""The headline task's scores once more, by this name, in reports/summary.json."""
+
 # What MTEB computes for a type; the first one is the type's default.
 METRICS: dict[str, tuple[str, ...]] = {
     "retrieval": tuple(
@@ -48,6 +51,11 @@ class LocalTask:
             yield "metric", f"is not a metric of a {self.type} task ({', '.join(METRICS[self.type])})"
         if not self.name or any(c in self.name for c in "/\\ "):
             yield "name", "must be non-empty, without spaces and slashes (it becomes a file name)"
+        if self.name == HEADLINE and self.type != "retrieval":
+            yield (
+                "name",
+                f"is what reports/summary.json calls the headline task; give this one, {self.type}, another name",
+            )
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,12 @@ class EvaluationConfig:
             yield "tasks", "must have different names"
         if self.headline is not None and self.headline not in [t.name for t in self.tasks if t.type == "retrieval"]:
             yield "headline", "must name one of evaluation.tasks of type retrieval"
+        elif HEADLINE in names and self.headline_task != HEADLINE:
+            yield (
+                "headline",
+                f"makes {self.headline_task} what reports/summary.json calls {HEADLINE}, and another task has that "
+                f"name; name it {HEADLINE}, or give the other task another name",
+            )
         if len(set(self.baselines)) < len(self.baselines):
             yield "baselines", "must not repeat a baseline"
         labels = [model_label(path) for path in self.models]

@@ -12,6 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from neobert.config.evaluation import HEADLINE
 from neobert.io import atomic_path, write_json, write_text
 
 DESCRIPTIONS = {
@@ -38,7 +39,7 @@ def summarise(by_model: dict[str, dict[str, float]], tasks: Sequence[TaskRow], h
         task.name: {label: found[task.name] for label, found in by_model.items() if task.name in found}
         for task in tasks
     }
-    return {"retrieval": summary[headline], **summary} if headline in summary else summary
+    return {HEADLINE: summary[headline], **summary} if headline in summary else summary
 
 
 def table(by_model: dict[str, dict[str, float]], tasks: Sequence[TaskRow]) -> str:

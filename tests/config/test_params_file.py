@@ -142,6 +142,14 @@ def test_pairs_and_tasks_that_dvc_can_fetch_need_not_be_there(tmp_path, monkeypa
     validate(path)
 
 
+EMBEDDED_TASK = {"name": "find", "type": "retrieval", "path": "data/embedded/tasks/find"}
+
+
+def test_a_headline_may_be_called_retrieval(tmp_path):
+    tasks = [EMBEDDED_TASK, {**EMBEDDED_TASK, "name": "retrieval"}]
+    validate(changed(tmp_path, {"evaluation": {"tasks": tasks, "headline": "retrieval"}}))
+
+
 GPU = {"mixed_precision": "bf16", "torch_compile": True}
 PHASES = {"trainer": GPU, "longer_context": {"trainer": GPU}}
 LOW_PRECISION = [
@@ -251,6 +259,14 @@ def test_a_cleared_directory_may_be_spelled_another_way(tmp_path):
         (
             {"evaluation": {"tasks": [{"name": "t", "type": "sts", "path": "data/raw/absent"}], "headline": None}},
             r"evaluation\.tasks\[0\]\.path: 'data/raw/absent' is not a directory",
+        ),
+        (
+            {"evaluation": {"tasks": [{**EMBEDDED_TASK, "name": "retrieval", "type": "sts"}], "headline": None}},
+            r"evaluation\.tasks\[0\]\.name: 'retrieval' is what reports/summary\.json calls the headline task",
+        ),
+        (
+            {"evaluation": {"tasks": [EMBEDDED_TASK, {**EMBEDDED_TASK, "name": "retrieval"}], "headline": None}},
+            r"evaluation\.headline: None makes find what reports/summary\.json calls retrieval.* name it retrieval, or",
         ),
         (
             {"contrastive_data": {"decontaminate": ["data/embedded/tasks", ""]}},
