@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from neobert.config.evaluation import EvaluationConfig
+from neobert.config.evaluation import HEADLINE, EvaluationConfig
 from neobert.config.load import load
 from neobert.io import read_json, runs_dir
 
@@ -62,12 +62,13 @@ def export() -> str:
 
 def evaluate() -> str:
     summary = read_json("reports/summary.json")
-    if "retrieval" not in summary:
+    config = load(EvaluationConfig, "evaluation")
+    task = next((task for task in config.tasks if task.name == config.headline_task), None)
+    if task is None or HEADLINE not in summary:
         return f"no local retrieval task; tasks scored: {len(summary)}"
-    scores = summary["retrieval"]
-    task = load(EvaluationConfig, "evaluation").headline_task
+    scores = summary[HEADLINE]
     order = [name for name in ("bm25", "untrained", "pretrained", "finetuned") if name in scores]
-    return f"nDCG@10 of {task}: " + ", ".join(f"{name} {scores[name]:.3f}" for name in order)
+    return f"{task.main_metric} of {task.name}: " + ", ".join(f"{name} {scores[name]:.3f}" for name in order)
 
 
 KEY_FIGURES = {

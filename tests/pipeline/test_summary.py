@@ -1,5 +1,7 @@
 """The closing table of `make repro`: what it says of data left out, and where nothing was measured."""
 
+from pathlib import Path
+
 import pytest
 
 from neobert.io import write_json
@@ -36,6 +38,14 @@ def test_a_training_without_validation_data_says_so(stage, report, shown):
 def test_an_evaluation_without_a_local_retrieval_task_says_so(scores, shown):
     write_json("reports/summary.json", scores)
     assert summary.evaluate() == shown
+
+
+@pytest.mark.parametrize(("metric", "shown"), [("null", "ndcg_at_10"), ("recall_at_100", "recall_at_100")])
+def test_the_headline_is_shown_by_its_own_metric(metric, shown):
+    task = f"{{name: find, type: retrieval, path: tasks, metric: {metric}}}"
+    Path("params.yaml").write_text(f"evaluation: {{tasks: [{{name: a, type: sts, path: tasks}}, {task}]}}\n")
+    write_json("reports/summary.json", {"retrieval": {"bm25": 0.5, "other": 1.0, "finetuned": 0.75}})
+    assert summary.evaluate() == f"{shown} of find: bm25 0.500, finetuned 0.750"
 
 
 @pytest.mark.parametrize(
