@@ -123,14 +123,21 @@ def further(places: Places) -> str:
         parts.append("<h3>GLUE</h3>" + html_table(["task", "score"], rows))
     perplexity = places.json("reports/pseudo_perplexity/metrics.json")
     if perplexity:
-        classes = {"all": perplexity, **perplexity["by_length"]}
-        rows = ([escape(n), number(v["pseudo_perplexity"]), str(v["documents"])] for n, v in classes.items())
+        lengths = sorted(perplexity["by_length"].items(), key=lambda item: first_length(item[0]))
+        classes = [("all", perplexity), *lengths]
+        rows = ([escape(n), number(v["pseudo_perplexity"]), str(v["documents"])] for n, v in classes)
         parts.append("<h3>Pseudo-perplexity</h3>" + html_table(["tokens", "pseudo-perplexity", "documents"], rows))
     export = places.json("reports/export/metrics.json")
     if export:
         rows = ([escape(k), number(v)] for k, v in export["largest_difference"].items())
         parts.append("<h3>Export against the trained model</h3>" + html_table(["", "largest difference"], rows))
     return "".join(parts)
+
+
+def first_length(name: str) -> int:
+    """Tokens of the shortest document of a class that is named ``1-32`` or ``over-512``."""
+    first, last = name.split("-")
+    return int(last) + 1 if first == "over" else int(first)
 
 
 def params(places: Places) -> dict:

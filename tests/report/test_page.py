@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from html.parser import HTMLParser
 
 import numpy as np
@@ -124,6 +125,15 @@ def test_an_empty_and_a_partial_run_say_what_is_missing(tmp_path):
     text = page(Places(tmp_path, tmp_path / "runs"))
     check(text)
     assert text.count("Not made yet") == 5
+
+
+def test_lengths_of_pseudo_perplexity_are_in_order(tmp_path):
+    part = {"pseudo_perplexity": 12.34, "documents": 5, "tokens": 100}
+    names = ["1-32", "33-64", "65-128", "129-256", "over-256"]
+    by_length = dict.fromkeys(sorted(names), part)  # as write_json leaves them
+    write(tmp_path / "reports/pseudo_perplexity/metrics.json", {**part, "by_length": by_length})
+    shown = page(Places(tmp_path, tmp_path / "runs"))
+    assert [name for name in re.findall(r"<td>([^<]*)</td>", shown) if name in names] == names
 
 
 def test_skipped_rows_are_among_the_facts_of_the_data(tmp_path):
