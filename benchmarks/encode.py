@@ -27,12 +27,14 @@ import torch
 from benchmarks.exported import SHAPES, write_export
 from benchmarks.machine import machine
 from neobert.config.model import ModelConfig
+from neobert.errors import PipelineError
 from neobert.evaluation.encode import TextEncoder
 from neobert.model.heads import MaskedLM
 from neobert.model.storage import EmbeddingInfo, ModelInfo, load_embedding_model, save_model
 
 BATCH_SIZES = (32, 64, 128, 256, 512, 1024)
 DEFAULT = 32
+TAKES = "an embedding model's directory of this pipeline, such as models/contrastive"
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -156,7 +158,7 @@ def report(best: dict[str, float], texts: int, tokens: int, facts: dict) -> None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Encoding speed against sentence-transformers.")
-    parser.add_argument("--model", type=Path, help="a model directory (default: random weights of --shape)")
+    parser.add_argument("--model", type=Path, help=f"{TAKES} (default: random weights of --shape)")
     parser.add_argument("--shape", choices=SHAPES, default=None, help="default: 28x768 on a GPU, 2x256 on a CPU")
     parser.add_argument("--texts", type=int, default=None, help="default: 20000 on a GPU, 500 on a CPU")
     parser.add_argument("--max-length", type=int, default=512)
@@ -173,7 +175,10 @@ def main() -> None:
         model = args.model or Path(scratch) / "model"
         if args.model is None:
             build_model(model, shape, texts[:5000], args.max_length)
-        ours, theirs = contestants(model, Path(scratch), device, dtype)
+        try:
+            ours, theirs = contestants(model, Path(scratch), device, dtype)
+        except PipelineError as error:
+            raise SystemExit(f"error: --model: {error}; it takes {TAKES}") from None
         lengths = [len(ids) for ids in ours.tokenize(texts)]
         difference = check_equal(ours, theirs[DEFAULT], texts[:64], dtype)
         print(f"{len(texts)} texts of {min(lengths)} to {max(lengths)} tokens, mean {np.mean(lengths):.0f}, {device}")

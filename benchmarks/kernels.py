@@ -3,19 +3,18 @@
 ``python -m benchmarks.kernels [--tokens 65536] [--hidden 768] [--heads 12] [--inner 2048] [--only swiglu,...]``. Times
 are medians of CUDA-event measurements with the L2 cache flushed in between; GB/s counts the bytes that the operation
 must move, so that different implementations share one denominator. Prints a table, and one JSON object as its last
-line.
+line. Kernels are imported where they are timed, so that ``--help`` answers without them.
 """
 
 import argparse
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
-from triton.testing import do_bench
 
 from neobert.model.flash4 import flash4_attention
-from neobert.model.kernels import liger, triton_rmsnorm, triton_rope, triton_swiglu
 from neobert.model.rope import apply_rope
 from neobert.model.varlen import probe, varlen_attention
 
@@ -25,6 +24,8 @@ Timed = dict[str, dict[str, float]]
 
 def measure(functions: dict[str, Callable], inputs: list[torch.Tensor], read: float, written: float) -> Timed:
     """Forward and backward milliseconds and GB/s of each implementation; bytes are forward's and backward's."""
+    from triton.testing import do_bench
+
     found: Timed = {}
     for name, function in functions.items():
         outputs = [o for o in _tuple(function()) if o.requires_grad]
@@ -55,6 +56,8 @@ def random(*shape: int, dtype: torch.dtype = LOW) -> torch.Tensor:
 
 def swiglu(args: argparse.Namespace) -> Timed:
     """``silu(a) * b``: 3 tensors forward, 5 backward."""
+    from neobert.model.kernels import liger, triton_swiglu
+
     a, b = random(args.tokens, args.inner), random(args.tokens, args.inner)
     unit = a.numel() * a.element_size()
     plain = lambda: F.silu(a) * b  # noqa: E731
@@ -69,6 +72,8 @@ def swiglu(args: argparse.Namespace) -> Timed:
 
 def norm(args: argparse.Namespace, stream: torch.dtype) -> Timed:
     """Residual sum and RMSNorm; the stream is fp32 or bf16, the branch and the norm's output bf16."""
+    from neobert.model.kernels import liger, triton_rmsnorm
+
     x, branch = random(args.tokens, args.hidden, dtype=stream), random(args.tokens, args.hidden)
     weight = random(args.hidden, dtype=FULL)
     wide, low = x.numel() * x.element_size(), branch.numel() * branch.element_size()
@@ -88,6 +93,8 @@ def norm(args: argparse.Namespace, stream: torch.dtype) -> Timed:
 
 def rope(args: argparse.Namespace) -> Timed:
     """RoPE on a fused qkv, values copied: 2 tensors each way."""
+    from neobert.model.kernels import liger, triton_rope
+
     channels = args.hidden // args.heads
     qkv = random(args.tokens, 3, args.heads, channels)
     angles = torch.rand(args.tokens, channels // 2, device=DEVICE) * 1000
@@ -108,6 +115,8 @@ def rope(args: argparse.Namespace) -> Timed:
 
 def attention(args: argparse.Namespace) -> Timed:
     """RoPE and varlen attention over documents of mean length 318 in rows of 1024; figures count RoPE's bytes only."""
+    from neobert.model.kernels import triton_rope
+
     channels = args.hidden // args.heads
     qkv = random(args.tokens, 3, args.heads, channels)
     starts = torch.tensor(segment_starts(args.tokens), dtype=torch.int32, device=DEVICE)
@@ -154,6 +163,9 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--only", default=",".join(BENCHMARKS), help="comma-separated benchmarks")
     args = parser.parse_args()
+    missing = [package for package in ("triton", "liger_kernel") if find_spec(package) is None]
+    if missing:
+        raise SystemExit(f"error: benchmarks.kernels needs {' and '.join(missing)}, on a GPU: pip install '.[gpu]'")
     results = {name: BENCHMARKS[name](args) for name in args.only.split(",")}
     print(f"{'kernel':18} {'implementation':22} {'forward':>18} {'backward':>18}")
     for kernel, found in results.items():
