@@ -32,6 +32,8 @@ RUN = "run.json"
 CHECKPOINTS = "checkpoints"
 HISTORY = "history.jsonl"
 WINDOW = "window."
+MAX_STEPS = {f"params.{section}trainer.max_steps" for section in ("", "longer_context.", "contrastive.")}
+"""The loop's own length in a run's description; a warm-up's, which ends alike, decides the weights that are trained."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def _extensible(
     mine = _described(scratch)
     for run in siblings(scratch, stage):
         differing = differences(mine, _described(run)) if mine else ["run.json"]
-        if len(differing) != 1 or not differing[0].endswith("trainer.max_steps"):
+        if len(differing) != 1 or differing[0] not in MAX_STEPS:
             log.info(
                 "%s: an interrupted run at step %d of other %s; it is left alone "
                 "(runtime.resume_from_checkpoint: latest, or its path, continues it)",

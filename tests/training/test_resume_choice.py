@@ -46,6 +46,28 @@ def test_auto_goes_on_with_more_steps_only_where_the_schedule_allows_it(tmp_path
     assert "not continued, scheduler cosine depends on max_steps" in caplog.text
 
 
+def test_another_max_steps_than_the_runs_own_extends_nothing(tmp_path, caplog):
+    """A warm-up of another length leaves other weights to train, whatever the scheduler allows."""
+    caplog.set_level("INFO")
+    for name, steps in (("tiny-a", 2), ("tiny-b", 40)):
+        (tmp_path / name).mkdir()
+        described(tmp_path / name, contrastive={"embedding_warmup": {"trainer": {"max_steps": steps}}})
+    tiny.run(tmp_path / "tiny-a", {"max_steps": 4}, scheduler={"name": "constant"})
+    tiny.run(tmp_path / "tiny-b", {"max_steps": 8}, scheduler={"name": "constant"})
+    assert "resumed from" not in caplog.text
+    assert "of other params.contrastive.embedding_warmup.trainer.max_steps; it is left alone" in caplog.text
+
+
+@pytest.mark.parametrize("section", ["longer_context", "contrastive"])
+def test_a_section_that_nests_its_trainer_is_extended_too(tmp_path, caplog, section):
+    caplog.set_level("INFO")
+    for name, steps in (("tiny-a", 4), ("tiny-b", 8)):
+        (tmp_path / name).mkdir()
+        described(tmp_path / name, **{section: {"trainer": {"max_steps": steps}}})
+        tiny.run(tmp_path / name, {"max_steps": steps}, scheduler={"name": "constant"})
+    assert "resumed from " + str(tmp_path / "tiny-a" / "checkpoints" / "4") in caplog.text
+
+
 @pytest.mark.parametrize(
     ("scheduler", "steps", "reason"),
     [
