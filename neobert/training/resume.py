@@ -198,12 +198,13 @@ def restore(
     """Load the chosen checkpoint into `step` in place, and say where that is; a fresh start when there is none.
 
     Raises:
-        PipelineError: as `choose`, or the checkpoint does not fit the model, or lies beyond max_steps.
+        PipelineError: as `choose`, or the checkpoint does not fit the model, or lies beyond max_steps; the run's own
+            checkpoints and history are then as they were.
     """
     workers, state = step.workers, step.state()
     chosen = choose(setting, scratch, stage, scheduler, max_steps, state) if workers.is_main else None
-    if workers.is_main:
-        discard_after(scratch, chosen[1]["step"] if chosen else 0)
+    if workers.is_main and chosen is None:
+        discard_after(scratch, 0)
     chosen = workers.from_main(chosen)
     if chosen is None:
         return Start()
@@ -214,6 +215,9 @@ def restore(
         if key.startswith(WINDOW):  # the objective's own metrics are known only after a first step
             state[key] = step.window[key.removeprefix(WINDOW)] = torch.zeros_like(step.window["loss"])
     load_tensors(path, state, workers)
+    workers.barrier()  # no rank refused it or still reads: what the run leaves for it may go
+    if workers.is_main:
+        discard_after(scratch, counters["step"])
     elsewhere = path.parent.parent / HISTORY
     if workers.is_main and elsewhere.is_file() and elsewhere != scratch / HISTORY:
         shutil.copyfile(elsewhere, scratch / HISTORY)  # rows so far belong to the run that goes on

@@ -158,6 +158,19 @@ def test_a_checkpoint_of_another_model_is_refused_with_its_differences(tmp_path)
         tiny.run(tmp_path, model={"num_hidden_layers": 2})
 
 
+@pytest.mark.parametrize("unfit", ["model", "max_steps"])
+def test_a_refused_checkpoint_costs_the_run_none_of_its_own(tmp_path, unfit):
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    tiny.run(mine)
+    before = lines(mine)
+    tiny.run(other, {"max_steps": 2}, model={"hidden_size": 32} if unfit == "model" else {})
+    settings = {"resume_from_checkpoint": str(other / "checkpoints" / "2")}
+    with pytest.raises(PipelineError, match="does not fit" if unfit == "model" else r"max_steps \(1\) is less than"):
+        tiny.run(mine, {"max_steps": 12 if unfit == "model" else 1}, settings)
+    assert sorted(p.name for p in (mine / "checkpoints").iterdir()) == ["12", "8"]
+    assert lines(mine) == before
+
+
 def test_old_checkpoints_are_removed_and_counters_kept(tmp_path):
     tiny.run(tmp_path, {"max_steps": 8}, {"save_steps": 2, "save_total_limit": 3})
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "6", "8"]
