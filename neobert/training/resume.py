@@ -218,10 +218,11 @@ def restore(
     workers.barrier()  # no rank refused it or still reads: what the run leaves for it may go
     if workers.is_main:
         discard_after(scratch, counters["step"])
-    elsewhere = path.parent.parent / HISTORY
-    if workers.is_main and elsewhere.is_file() and elsewhere != scratch / HISTORY:
-        shutil.copyfile(elsewhere, scratch / HISTORY)  # rows so far belong to the run that goes on
+    run = path.resolve().parent.parent
+    own = run == scratch.resolve()  # runs/ is relative, and may be a link to another disk
+    if workers.is_main and not own and (run / HISTORY).is_file():
+        shutil.copyfile(run / HISTORY, scratch / HISTORY)  # rows so far belong to the run that goes on
     log.info("%s: resumed from %s", stage, path)
-    kept = counters.get("resumed_from") if path.parent.parent == scratch else None
+    kept = counters.get("resumed_from") if own else None
     asked = kept if setting in ("auto", "latest") else str(setting)
     return Start(counters["step"], counters["samples_seen"], asked)

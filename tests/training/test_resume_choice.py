@@ -1,6 +1,7 @@
 """Which checkpoint a run goes on from: this run's, a shorter one's, another run's, one that is named, or none."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -186,6 +187,23 @@ def test_a_named_checkpoint_seeds_a_run_once(tmp_path, by, caplog):
     assert straight.history == resumed.history
     tiny.run(tmp_path / "run", runtime={**settings, "resume_from_checkpoint": "11"}, source=(source := Noting()))
     assert source.asked == [88], "another one named is gone back to"
+
+
+@pytest.mark.parametrize("way", ["absolute", "symlink"])
+def test_a_runs_own_checkpoint_by_another_spelling_of_its_path(tmp_path, monkeypatch, way):
+    """`runs/` is relative, and may be a link to a larger disk."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "runs").symlink_to("disk")
+    scratch = Path("runs/tiny-a")
+    straight = tiny.run(scratch)
+    root = tmp_path if way == "absolute" else tmp_path / "link"
+    if way == "symlink":
+        root.symlink_to(tmp_path)
+    asked = str(root / "disk" / "tiny-a" / "checkpoints" / "8")
+    again = tiny.run(scratch, runtime={"resume_from_checkpoint": asked})
+    assert tiny.same_state(straight.state_dict, again.state_dict)
+    assert straight.history == again.history
 
 
 def test_a_run_told_to_start_anew_says_how_to_go_on_instead(tmp_path):
