@@ -6,8 +6,9 @@ one forward over their texts.
 
 import dataclasses
 import logging
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from neobert.contrastive.source import chunks_of, collate_pairs
 from neobert.io import atomic_path, read_json, write_json
 from neobert.training.model_checkpoint import full_state
 from neobert.training.prefetch import move
+from neobert.training.resume import BEST_FIGURES, BEST_STATE
 from neobert.training.source import HOST_KEYS
 from neobert.training.trainer import Evaluate, TrainResult
 
@@ -50,22 +52,37 @@ class KeepBest:
     to throw a training away.
 
     Evaluation is a function of the weights, so a resumed run meets the same figures again: a state that was kept after
-    the checkpoint it resumed from is simply kept once more.
+    the checkpoint it resumed from is simply kept once more. A run that goes on from another's checkpoint brings the
+    best until then along, and one that leaves its course drops it (``neobert.training.resume``).
 
     Args:
         evaluate: gives the figures.
         metric: which one decides; ``loss`` is best low, the others high.
         directory: where the best state and its step are kept.
+        judged: what else decides the figures (JSON); a state that another run kept is compared only where it is equal.
     """
 
-    def __init__(self, evaluate: Evaluate, metric: str, directory: Path) -> None:
+    def __init__(self, evaluate: Evaluate, metric: str, directory: Path, judged: Mapping[str, Any]) -> None:
         self.evaluate, self.metric, self.directory = evaluate, metric, directory
+        self.judged = {"metric": metric, **judged}
+
+    def _kept(self) -> dict[str, Any] | None:
+        """What is known of the state kept so far; None where there is none that this run can compare."""
+        path = self.directory / BEST_FIGURES
+        if not path.is_file():
+            return None
+        kept = read_json(path)
+        its = kept.get("judged", self.judged)
+        if its == self.judged:
+            return kept
+        changed = [name for name in self.judged if its.get(name) != self.judged[name]]
+        log.warning("%s: was chosen under other %s, so it does not count", self.directory, ", ".join(changed))
+        return None
 
     def _better(self, score: float, step: int) -> bool:
-        path = self.directory / "best.json"
-        if not path.is_file():
+        kept = self._kept()
+        if kept is None:
             return score > float("-inf")
-        kept = read_json(path)
         return score > kept["score"] or (score == kept["score"] and step > kept["step"] == 0)
 
     def __call__(self, objective: nn.Module, step: int) -> dict[str, float]:
@@ -75,9 +92,10 @@ class KeepBest:
             # Under DDP the objective is wrapped; FSDP2 shards it in place, and full_state gathers it on all ranks.
             state = full_state(getattr(objective, "module", objective))
             if not dist.is_initialized() or dist.get_rank() == 0:
-                with atomic_path(self.directory / "best.safetensors") as path:
+                with atomic_path(self.directory / BEST_STATE) as path:
                     save_file({key: value.contiguous() for key, value in state.items()}, path)
-                write_json(self.directory / "best.json", {"score": score, "step": step, "figures": figures})
+                kept = {"score": score, "step": step, "figures": figures, "judged": self.judged}
+                write_json(self.directory / BEST_FIGURES, kept)
         return figures
 
     @staticmethod
@@ -89,24 +107,20 @@ class KeepBest:
         dist.broadcast_object_list(box, src=0)
         return bool(box[0])
 
-    def forget(self) -> None:
-        """Start anew: what an earlier run kept does not count."""
-        shutil.rmtree(self.directory, ignore_errors=True)
-
     def result(self, last: TrainResult) -> TrainResult:
         """``last`` with the best state and its figures in place of the last ones.
 
         It is ``last`` itself where no evaluation had a figure to compare (all of them NaN, or none made since a
         checkpoint of another run).
         """
-        if not (self.directory / "best.json").is_file():
+        best = self._kept()
+        if best is None:
             log.warning("no evaluation gave a finite %s, so the last model is kept", self.metric)
             return last
-        best = read_json(self.directory / "best.json")
         log.info("the best model by %s is that of step %d", self.metric, best["step"])
         figures = {f"eval_{name}": value for name, value in best["figures"].items()}
         return dataclasses.replace(
             last,
             metrics={**last.metrics, **figures, "best_step": best["step"]},
-            state_dict=load_file(self.directory / "best.safetensors"),
+            state_dict=load_file(self.directory / BEST_STATE),
         )

@@ -25,15 +25,19 @@ from neobert.contrastive.simcse import PretrainingTexts
 from neobert.contrastive.source import MULTIPLE, PairSource
 from neobert.contrastive.warmup import BagOfEmbeddings, inverse_document_frequencies, settle
 from neobert.errors import PipelineError
+from neobert.io import fingerprint
 from neobert.model.embedding import EmbeddingModel
 from neobert.model.heads import MaskedLM
 from neobert.model.ngpt import normalize_weights
 from neobert.model.pretrained import open_pretrained
 from neobert.model.storage import EmbeddingInfo, ModelInfo, save_model
 from neobert.training.launch import is_main_process
+from neobert.training.resume import BEST
 from neobert.training.trainer import TrainResult, set_determinism, train
 
 log = logging.getLogger(__name__)
+JUDGED = ("eval_pairs", "loss", "matryoshka_dims", "scale", "symmetric", "false_negative_margin", "max_negatives")
+"""Keys of ``contrastive`` that decide a model's held-out figures; figures under other values do not compare."""
 
 
 @dataclass
@@ -184,9 +188,8 @@ def finetune(config: ContrastiveConfig, places: Places, *, runtime: RuntimeConfi
     objective = ContrastiveModel(start.embedder, loss, constraint)
     best = None
     if config.load_best_model_at_end and evaluate is not None:
-        best = KeepBest(evaluate, config.metric_for_best_model, places.scratch / "best")
-        if runtime.resume_from_checkpoint is False and is_main_process():
-            best.forget()
+        judged = {name: getattr(config, name) for name in JUDGED} | {"pairs": fingerprint(validation.manifest)}
+        best = KeepBest(evaluate, config.metric_for_best_model, places.scratch / BEST, judged)
     result = train(
         objective,
         make_source(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from neobert.config.scheduler import SchedulerConfig
 from neobert.errors import PipelineError
-from neobert.io import MANIFEST, read_json
+from neobert.io import MANIFEST, atomic_path, read_json
 from neobert.training.checkpoint import SafeReader, compare, load_tensors, read_state, steps_in
 from neobert.training.model_checkpoint import MODEL_CHECKPOINTS
 from neobert.training.schedule import extends
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 RUN = "run.json"
 CHECKPOINTS = "checkpoints"
 HISTORY = "history.jsonl"
+BEST, BEST_STATE, BEST_FIGURES = "best", "best.safetensors", "best.json"
+"""The best model so far of a run that keeps it, below its scratch; the figures (step, score, ...) are written last."""
 WINDOW = "window."
 MAX_STEPS = {f"params.{section}trainer.max_steps" for section in ("", "longer_context.", "contrastive.")}
 """The loop's own length in a run's description; a warm-up's, which ends alike, decides the weights that are trained."""
@@ -179,17 +181,72 @@ def _named(setting: str, scratch: Path) -> tuple[Path, dict[str, Any]]:
     return path, read_state(path)
 
 
-def discard_after(scratch: Path, step: int) -> None:
-    """Remove checkpoints and model directories beyond `step`: damaged ones, or of a course that the run now leaves."""
+def discard_after(scratch: Path, step: int) -> bool:
+    """Remove checkpoints and model directories beyond `step`: damaged ones, or of a course that the run now leaves.
+
+    Returns:
+        Whether there were such checkpoints.
+    """
     directory = scratch / CHECKPOINTS
-    for later in (s for s in steps_in(directory) if s > step):
-        log.warning("removing %s: the run goes on from step %d", directory / str(later), step)
+    beyond = [s for s in steps_in(directory) if s > step]
+    for later in beyond:
+        log.warning("removing %s: damaged, or of a course that the run leaves", directory / str(later))
         (directory / str(later) / MANIFEST).unlink()  # first, so that a removal cut short looks like one
         shutil.rmtree(directory / str(later))
     for model in (scratch / MODEL_CHECKPOINTS).glob("*"):
         # The newest are kept, by step: one from beyond would displace the new course's.
         if model.name.isdigit() and int(model.name) > step:
             shutil.rmtree(model)
+    return bool(beyond)
+
+
+def _forget_best(scratch: Path) -> None:
+    (scratch / BEST / BEST_FIGURES).unlink(missing_ok=True)  # first, so that a removal cut short looks like one
+    shutil.rmtree(scratch / BEST, ignore_errors=True)
+
+
+def _best_until(run: Path, step: int) -> bool:
+    """Whether `run` still has its best model of the steps up to `step`; says so where a later one has replaced it."""
+    figures = run / BEST / BEST_FIGURES
+    if not figures.is_file():
+        return False
+    kept = read_json(figures)["step"]
+    if kept > step:
+        log.warning(
+            "%s: is the best model of step %d, beyond step %d from which the run goes on; that of the steps until then "
+            "was replaced by it, so that only evaluations from here on count",
+            *(figures.parent, kept, step),
+        )
+    return bool(kept <= step)
+
+
+def _go_back(scratch: Path, step: int, told: bool) -> None:
+    """Drop what lies beyond `step`; of the best model only where the run was `told` to leave its course.
+
+    After damage the same steps follow, and a later best is simply met once more.
+    """
+    if discard_after(scratch, step) and told and not _best_until(scratch, step):
+        _forget_best(scratch)
+
+
+def _leave_for(run: Path, scratch: Path, step: int) -> None:
+    """Put another run's history and best model up to `step` in place of this one's, and drop this one's checkpoints.
+
+    All of them: those before `step` are of another course too, and falling back to one, under the history and the best
+    model of this course, would mix the two.
+    """
+    best, figures = run / BEST, scratch / BEST / BEST_FIGURES
+    if _best_until(run, step):
+        with atomic_path(scratch / BEST / BEST_STATE) as path:  # large: a full disk is met before anything is lost
+            shutil.copyfile(best / BEST_STATE, path)
+            figures.unlink(missing_ok=True)  # they are of the state that is replaced now
+        with atomic_path(figures) as path:
+            shutil.copyfile(best / BEST_FIGURES, path)
+    else:
+        _forget_best(scratch)
+    discard_after(scratch, -1)
+    if (run / HISTORY).is_file():
+        shutil.copyfile(run / HISTORY, scratch / HISTORY)  # rows so far belong to the run that goes on
 
 
 def restore(
@@ -205,6 +262,7 @@ def restore(
     chosen = choose(setting, scratch, stage, scheduler, max_steps, state) if workers.is_main else None
     if workers.is_main and chosen is None:
         discard_after(scratch, 0)
+        _forget_best(scratch)
     chosen = workers.from_main(chosen)
     if chosen is None:
         return Start()
@@ -215,13 +273,14 @@ def restore(
         if key.startswith(WINDOW):  # the objective's own metrics are known only after a first step
             state[key] = step.window[key.removeprefix(WINDOW)] = torch.zeros_like(step.window["loss"])
     load_tensors(path, state, workers)
-    workers.barrier()  # no rank refused it or still reads: what the run leaves for it may go
-    if workers.is_main:
-        discard_after(scratch, counters["step"])
     run = path.resolve().parent.parent
     own = run == scratch.resolve()  # runs/ is relative, and may be a link to another disk
-    if workers.is_main and not own and (run / HISTORY).is_file():
-        shutil.copyfile(run / HISTORY, scratch / HISTORY)  # rows so far belong to the run that goes on
+    workers.barrier()  # no rank refused it or still reads: what the run leaves for it may go
+    if workers.is_main and own:
+        _go_back(scratch, counters["step"], told=setting not in ("auto", "latest"))
+    elif workers.is_main:
+        _leave_for(run, scratch, counters["step"])
+    workers.barrier()  # files of the course to come are there before any rank looks for them
     log.info("%s: resumed from %s", stage, path)
     kept = counters.get("resumed_from") if own else None
     asked = kept if setting in ("auto", "latest") else str(setting)

@@ -22,6 +22,7 @@ from neobert.contrastive.finetune import Places, finetune
 from neobert.contrastive.pairs import Pairs
 from neobert.contrastive.preprocess import preprocess
 from neobert.errors import PipelineError
+from neobert.io import write_json
 from neobert.model.storage import load_embedding_model, load_model
 from neobert.training.trainer import TrainResult
 
@@ -158,7 +159,7 @@ def test_the_best_evaluation_is_kept(world, tmp_path):
 
 def test_a_tie_is_the_trained_models(tmp_path):
     figures = iter([0.0, 0.0, 0.0, 0.5])
-    best = KeepBest(lambda objective, step: {"loss": next(figures)}, "loss", tmp_path)
+    best = KeepBest(lambda objective, step: {"loss": next(figures)}, "loss", tmp_path, {})
     model = torch.nn.Linear(1, 1)
     for step in (0, 4, 8, 12):
         best(model, step)
@@ -205,8 +206,57 @@ def hold_out(world: Path, root: Path, count: int) -> Path:
     return root / "pairs"
 
 
+def described(scratch: Path, cfg: ContrastiveConfig) -> Path:
+    scratch.mkdir()
+    parts = {"params": {"contrastive": dataclasses.asdict(cfg), "seed": 1}}
+    write_json(scratch / "run.json", {"stage": "contrastive_finetune", "parts": parts})
+    return scratch
+
+
+def overshooting(steps: int, lr: float = 3.0) -> ContrastiveConfig:
+    """Its last model is not its best."""
+    cfg = config(steps, warmup=False, load_best_model_at_end=True)
+    return dataclasses.replace(cfg, optimizer=OptimizerConfig(lr=lr, weight_decay=0.0))
+
+
+def test_a_prolonged_run_keeps_the_best_of_the_shorter_one(world, tmp_path):
+    straight = run(world, tmp_path / "straight", overshooting(12)).result
+    run(world, described(tmp_path / "contrastive_finetune-a", overshooting(8)), overshooting(8))
+    longer = described(tmp_path / "contrastive_finetune-b", overshooting(12))
+    prolonged = run(world, longer, overshooting(12)).result
+    assert prolonged.history == straight.history
+    assert prolonged.metrics == straight.metrics
+    assert straight.metrics["best_step"] <= 8
+    assert all(torch.equal(straight.state_dict[key], value) for key, value in prolonged.state_dict.items())
+
+
+def test_the_best_of_a_course_that_was_left_does_not_win(world, tmp_path):
+    """Each course's own best does: the other run's until the checkpoint, then what follows it."""
+    good, bad = overshooting(12, lr=2e-3), overshooting(12)
+    other, mine = tmp_path / "other", tmp_path / "mine"
+    run(world, other, bad, runtime=dataclasses.replace(RUNTIME, save_total_limit=9))
+    first = run(world, mine, good).result
+    named = dataclasses.replace(RUNTIME, resume_from_checkpoint=str(other / "checkpoints" / "4"))
+    second = run(world, mine, good, runtime=named).result
+    assert first.metrics["best_step"] == 12
+    rows = {row["step"]: row["eval_loss"] for row in second.history if "eval_loss" in row}
+    best = min(rows, key=rows.get)
+    assert (second.metrics["best_step"], second.metrics["eval_loss"]) == (best, rows[best])
+    assert second.metrics["eval_loss"] > first.metrics["eval_loss"]
+
+
+def test_a_best_model_that_was_judged_otherwise_does_not_count(tmp_path, caplog):
+    before = KeepBest(lambda objective, step: {"loss": 0.1, "mrr_at_10": 0.2}, "loss", tmp_path, {"scale": 20.0})
+    before(torch.nn.Linear(1, 1), 4)
+    after = KeepBest(lambda objective, step: {"loss": 0.5, "mrr_at_10": 0.1}, "mrr_at_10", tmp_path, {"scale": 10.0})
+    assert after.result(last := TrainResult([], {}, {})) is last
+    assert "was chosen under other metric, scale" in caplog.text
+    after(torch.nn.Linear(1, 1), 8)
+    assert after.result(last).metrics["best_step"] == 8
+
+
 def test_without_a_figure_to_compare_the_last_model_stays(tmp_path):
-    best = KeepBest(lambda objective, step: {"loss": float("nan")}, "loss", tmp_path)
+    best = KeepBest(lambda objective, step: {"loss": float("nan")}, "loss", tmp_path, {})
     best(torch.nn.Linear(1, 1), 1)
     last = TrainResult([], {"eval_loss": float("nan")}, {"w": torch.ones(1)})
     assert best.result(last) is last

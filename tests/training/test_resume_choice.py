@@ -206,6 +206,46 @@ def test_a_runs_own_checkpoint_by_another_spelling_of_its_path(tmp_path, monkeyp
     assert straight.history == again.history
 
 
+def keep_best(scratch, step):
+    (scratch / "best").mkdir(parents=True, exist_ok=True)
+    (scratch / "best" / "best.safetensors").write_text(f"{scratch.name} {step}")
+    write_json(scratch / "best" / "best.json", {"step": step})
+
+
+@pytest.mark.parametrize(
+    ("resume", "own", "other", "left"),
+    [
+        ("auto", 12, None, "mine 12"),  # goes on from 12
+        ("auto", 10, None, "mine 10"),  # its newest is damaged: 9 to 12 follow once more
+        (8, 8, None, "mine 8"),
+        (8, 10, None, None),
+        ("path", 4, None, None),
+        ("path", 4, 8, "other 8"),
+        ("path", 4, 12, None),
+        (False, 4, None, None),
+    ],
+)
+def test_the_best_model_is_one_of_the_course_that_goes_on(tmp_path, resume, own, other, left, caplog):
+    mine, theirs = tmp_path / "mine", tmp_path / "other"
+    tiny.run(mine, runtime={"save_total_limit": 3})
+    keep_best(mine, own)
+    if resume == "path":
+        tiny.run(theirs)
+        resume = str(theirs / "checkpoints" / "8")
+        if other is not None:
+            keep_best(theirs, other)
+    if own == 10 and resume == "auto":
+        (mine / "checkpoints" / "12" / "state.json").write_text("{}")
+    tiny.run(mine, runtime={"resume_from_checkpoint": resume, "save_total_limit": 3})
+    kept = mine / "best" / "best.safetensors"
+    assert (kept.read_text() if kept.exists() else None) == left
+    assert (mine / "best" / "best.json").exists() == (left is not None)
+    assert ("that of the steps until then was replaced" in caplog.text) == (other == 12 or (own, resume) == (10, 8))
+    if isinstance(resume, str) and resume != "auto":
+        steps = sorted(int(p.name) for p in (mine / "checkpoints").iterdir())
+        assert steps == [12], "its own 4 and 8 are of the course that it left"
+
+
 def test_a_run_told_to_start_anew_says_how_to_go_on_instead(tmp_path):
     settings = {"num_workers": 0, "resume_from_checkpoint": False}
     with pytest.raises(Preempted, match=r"resume_from_checkpoint: auto to go on; with false the same command starts"):
