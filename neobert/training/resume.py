@@ -4,6 +4,7 @@ auto    the newest valid one of this very run (same fingerprint), or of one that
         schedule allows to change; damaged ones are passed over, loudly
 latest  the newest of any run of this stage, whatever changed since, loudly
 <step>, <path>  that one, or an error; once this run has gone on from there, the newest of what it has done since
+        (the directory of a run, or its checkpoints folder, means the newest valid one there)
 false   none: start anew
 """
 
@@ -33,6 +34,8 @@ CHECKPOINTS = "checkpoints"
 HISTORY = "history.jsonl"
 BEST, BEST_STATE, BEST_FIGURES = "best", "best.safetensors", "best.json"
 """The best model so far of a run that keeps it, below its scratch; the figures (step, score, ...) are written last."""
+FINISHED = "COMPLETE"
+"""`neobert.training.scratch.COMPLETE`, which imports this module."""
 WINDOW = "window."
 MAX_STEPS = {f"params.{section}trainer.max_steps" for section in ("", "longer_context.", "contrastive.")}
 """The loop's own length in a run's description; a warm-up's, which ends alike, decides the weights that are trained."""
@@ -88,6 +91,18 @@ def _newest_first(run: Path) -> list[Path]:
     return [run / CHECKPOINTS / str(step) for step in reversed(steps_in(run / CHECKPOINTS))]
 
 
+def _left_alone(run: Path, differing: list[str]) -> str:
+    """What is said of a run that this one does not go on from; a finished one has nothing to continue."""
+    step = steps_in(run / CHECKPOINTS)[-1]
+    what = f"other {', '.join(differing[:6])}" if differing else "the same params, inputs and code"
+    if (run / FINISHED).exists() or run.suffix == ".complete":
+        return f"{run}: a finished run of {step} steps and {what}; it is left alone"
+    return (
+        f"{run}: an interrupted run at step {step} of {what}; it is left alone "
+        "(runtime.resume_from_checkpoint: latest, or its path, continues it)"
+    )
+
+
 def _extensible(
     scratch: Path, stage: str, scheduler: SchedulerConfig, max_steps: int
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -96,13 +111,7 @@ def _extensible(
     for run in siblings(scratch, stage):
         differing = differences(mine, _described(run)) if mine else ["run.json"]
         if len(differing) != 1 or differing[0] not in MAX_STEPS:
-            log.info(
-                "%s: an interrupted run at step %d of other %s; it is left alone "
-                "(runtime.resume_from_checkpoint: latest, or its path, continues it)",
-                run,
-                steps_in(run / CHECKPOINTS)[-1],
-                ", ".join(differing[:6]),
-            )
+            log.info(_left_alone(run, differing))
             continue
         beyond = [path for path in _newest_first(run) if int(path.name) >= max_steps]
         for path in beyond:
@@ -178,7 +187,16 @@ def _named(setting: str, scratch: Path) -> tuple[Path, dict[str, Any]]:
         raise PipelineError(
             f"runtime.resume_from_checkpoint: {setting!r}: {path} does not exist; this run has checkpoints: {have}"
         )
-    return path, read_state(path)
+    if (path / MANIFEST).is_file():
+        return path, read_state(path)
+    run = path if (path / CHECKPOINTS).is_dir() else path.parent
+    inside = next(_verified(_newest_first(run)), None) if path in (run, run / CHECKPOINTS) else None
+    if inside is None:
+        raise PipelineError(
+            f"runtime.resume_from_checkpoint: {setting!r}: {path} is no checkpoint and holds no whole checkpoint; name "
+            "one (<run>/checkpoints/<step>) or the directory of a run that has saved one"
+        )
+    return inside
 
 
 def discard_after(scratch: Path, step: int) -> bool:

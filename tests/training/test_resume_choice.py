@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from neobert.errors import PipelineError
 from neobert.io import read_json, write_json
+from neobert.training.resume import FINISHED
+from neobert.training.scratch import COMPLETE
 from neobert.training.signals import Preempted
 from tests.training import tiny
 from tests.training.test_resume import Interrupting, lines
@@ -157,6 +160,38 @@ def test_auto_names_an_interrupted_run_of_other_params_and_leaves_it(tmp_path, c
     tiny.run(tmp_path / "tiny-new")
     assert "interrupted run at step 5 of other params.optimizer.lr" in caplog.text
     assert "resumed from" not in caplog.text
+
+
+@pytest.mark.parametrize("finished", ["mark", "suffix"])
+def test_a_finished_run_is_not_called_interrupted(tmp_path, caplog, finished):
+    caplog.set_level("INFO")
+    old = tmp_path / ("tiny-old.complete" if finished == "suffix" else "tiny-old")
+    old.mkdir()
+    described(old, optimizer={"lr": 1})
+    tiny.run(old)
+    if finished == "mark":
+        (old / FINISHED).touch()
+    (tmp_path / "tiny-new").mkdir()
+    described(tmp_path / "tiny-new", optimizer={"lr": 2})
+    tiny.run(tmp_path / "tiny-new", {"max_steps": 2})
+    assert f"{old}: a finished run of 12 steps and other params.optimizer.lr; it is left alone" in caplog.text
+    assert "interrupted" not in caplog.text
+    assert FINISHED == COMPLETE
+
+
+@pytest.mark.parametrize("below", ["", "checkpoints"])
+def test_a_run_named_by_its_directory_is_continued(tmp_path, caplog, below):
+    """As the log names it; the newest that is whole is meant."""
+    tiny.run(tmp_path / "old")
+    (tmp_path / "old" / "checkpoints" / "12" / "state.json").write_text("{}")
+    settings = {"resume_from_checkpoint": str(tmp_path / "old" / below)}
+    source = Noting()
+    tiny.run(tmp_path / "new", runtime={**settings, "num_workers": 0}, source=source)
+    assert source.asked[0] == 64
+    assert "DAMAGED CHECKPOINT passed over" in caplog.text
+    (tmp_path / "old" / "checkpoints" / "8" / "state.json").write_text("{}")
+    with pytest.raises(PipelineError, match=r"resume_from_checkpoint: .*old.* holds no whole checkpoint; name"):
+        tiny.run(tmp_path / "another", runtime=settings)
 
 
 def test_false_starts_anew(tmp_path):
