@@ -289,7 +289,10 @@ def restore(
         raise PipelineError(f"trainer.max_steps ({max_steps}) is less than {path}'s step ({counters['step']})")
     for key in SafeReader(path).entries().keys() - state.keys():
         if key.startswith(WINDOW):  # the objective's own metrics are known only after a first step
-            state[key] = step.window[key.removeprefix(WINDOW)] = torch.zeros_like(step.window["loss"])
+            state[key] = torch.zeros_like(step.window["loss"])
+            # One that is told not to count hits never adds to another run's: read, and left.
+            if getattr(step.objective, "accuracy", True):
+                step.window[key.removeprefix(WINDOW)] = state[key]
     load_tensors(path, state, workers)
     run = path.resolve().parent.parent
     own = run == scratch.resolve()  # runs/ is relative, and may be a link to another disk

@@ -124,6 +124,17 @@ def test_latest_crosses_code_edits_and_says_so(tmp_path, caplog):
     assert result.metrics == undisturbed.metrics
 
 
+def test_a_figure_that_is_no_longer_counted_ends_with_the_run_that_counted_it(tmp_path):
+    """Stopped between two logs, so the window holds hits that the new run never adds to."""
+    counting = tiny.objective()
+    counting.accuracy = True
+    with pytest.raises(Preempted):
+        tiny.run(tmp_path / "tiny-a", source=Interrupting(5), runtime={"num_workers": 0}, objective=counting)
+    result = tiny.run(tmp_path / "tiny-b", runtime={"resume_from_checkpoint": "latest"})
+    assert [row["step"] for row in result.history if "accuracy" in row] == [2, 4]
+    assert "window.accuracy" not in tiny.tensors(tmp_path / "tiny-b" / "checkpoints" / "12")
+
+
 def test_another_batch_size_goes_on_in_the_data_where_the_old_one_stopped(tmp_path):
     (tmp_path / "tiny-a").mkdir()
     tiny.run(tmp_path / "tiny-a", {"max_steps": 8})
