@@ -4,8 +4,9 @@
 
 The checkpoint is verified, its weights read (whole, however many ranks wrote them), renamed for transformers'
 classes as `stages.export` does, and written by torch's HuggingFaceStorageWriter, sharded and consolidated: what
-comes out loads with `AutoModelForMaskedLM.from_pretrained`. What the model is stands in the run's
-model_checkpoints/<step>, beside. Cost: one read and two writes of the weights, all of them in memory once.
+comes out loads with `AutoModelForMaskedLM.from_pretrained` (of a fine-tuning's checkpoint the encoder alone counts, as
+its training does not keep the language-model head). What the model is stands in the run's model_checkpoints/<step>,
+beside. Cost: one read and two writes of the weights, all of them in memory once.
 """
 
 from __future__ import annotations
