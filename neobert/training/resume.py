@@ -34,8 +34,8 @@ CHECKPOINTS = "checkpoints"
 HISTORY = "history.jsonl"
 BEST, BEST_STATE, BEST_FIGURES = "best", "best.safetensors", "best.json"
 """The best model so far of a run that keeps it, below its scratch; the figures (step, score, ...) are written last."""
-FINISHED = "COMPLETE"
-"""`neobert.training.scratch.COMPLETE`, which imports this module."""
+COMPLETE = "COMPLETE"
+"""In the scratch of a run that has finished."""
 WINDOW = "window."
 MAX_STEPS = {f"params.{section}trainer.max_steps" for section in ("", "longer_context.", "contrastive.")}
 """The loop's own length in a run's description; a warm-up's, which ends alike, decides the weights that are trained."""
@@ -95,7 +95,7 @@ def _left_alone(run: Path, differing: list[str]) -> str:
     """What is said of a run that this one does not go on from; a finished one has nothing to continue."""
     step = steps_in(run / CHECKPOINTS)[-1]
     what = f"other {', '.join(differing[:6])}" if differing else "the same params, inputs and code"
-    if (run / FINISHED).exists() or run.suffix == ".complete":
+    if (run / COMPLETE).exists() or run.suffix == ".complete":
         return f"{run}: a finished run of {step} steps and {what}; it is left alone"
     return (
         f"{run}: an interrupted run at step {step} of {what}; it is left alone "

@@ -24,10 +24,9 @@ from neobert.config.load import PARAMS, read_params
 from neobert.errors import PipelineError
 from neobert.io import MANIFEST, RunLock, fingerprint, runs_dir, sha256_file, write_json
 from neobert.training.launch import is_main_process
-from neobert.training.resume import RUN
+from neobert.training.resume import COMPLETE, RUN
 
 log = logging.getLogger(__name__)
-COMPLETE = "COMPLETE"
 PREEMPTED = "PREEMPTED"
 TEMPLATE = re.compile(r"\$\{([^}]+)\}")
 """A value of params.yaml in a dependency of dvc.yaml, by its dotted key."""
