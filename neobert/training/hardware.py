@@ -8,11 +8,10 @@ after its last row does not. Nor does a row that is unreadable: a kill, a full d
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from neobert.training.metrics import read_rows
 
 
 def spent(directories: list[Path]) -> str | None:
@@ -26,7 +25,7 @@ def spent(directories: list[Path]) -> str | None:
         files = sorted(directory.rglob("throughput.jsonl"))
         if not files:
             return None
-        for row in (row for file in files for row in _readable(file)):
+        for row in (row for file in files for row in read_rows(file)):
             seconds[row["device"]] += row["devices"] * row["seconds"]
             devices[row["device"]] = max(devices[row["device"]], row["devices"])
     parts = [
@@ -34,11 +33,3 @@ def spent(directories: list[Path]) -> str | None:
         for name, total in sorted(seconds.items())
     ]
     return "; ".join(parts) or None
-
-
-def _readable(file: Path) -> Iterator[dict[str, Any]]:
-    for line in file.read_text(errors="replace").splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:  # one that was cut short; rows after it are whole
-            continue

@@ -118,15 +118,15 @@ class History:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a history; a last line cut by a kill is left out."""
+    """Rows of a file of JSON lines; one that a kill, a full disk or a power loss cut short is left out."""
     if not path.is_file():
         return []
     rows = []
     for line in path.read_text(errors="replace").splitlines():
         try:
             rows.append(json.loads(line))
-        except ValueError:  # only the last line of a killed process can be partial
-            break
+        except ValueError:  # rows after it are whole
+            continue
     return rows
 
 
